@@ -1,0 +1,5 @@
+"""`python -m goosestack`."""
+
+from goosestack.cli import main
+
+main()

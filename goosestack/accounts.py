@@ -1,0 +1,152 @@
+"""Users and their keys: plain verbs and queries of an open transaction.
+
+An e-mail is a label, never an identity: nothing looks a user up by it but the operator's commands, which refuse
+where it is ambiguous. A key is shown once; what is stored is its SHA-256 and its first 12 characters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import time
+from dataclasses import dataclass
+
+from goosestack.ledger import open_account
+from goosestack.store import Tx
+
+KEY_PREFIX = "gsk_"
+_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's base 32: sorts like the number it stands for
+
+
+class AccountError(Exception):
+    """What an operator or a user asked for cannot be done; the text says why."""
+
+
+_SHIFTS = tuple(range(125, -1, -5))
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """The proven caller of a request."""
+
+    user_id: str
+    key_id: str
+    account_id: int
+    """The account in `usd_cents`."""
+    pro_until: str | None
+
+
+def new_id(prefix: str) -> str:
+    """An id that sorts by its time of birth: 48 bits of milliseconds and 80 random ones, as `req_0M2...`."""
+    return _id(prefix, time.time_ns() // 1_000_000, int.from_bytes(os.urandom(10), "big"))
+
+
+def first_id(prefix: str, timestamp: float) -> str:
+    """What sorts before every id that was made at this time (seconds) or later."""
+    return _id(prefix, max(0, int(timestamp * 1000)), 0)
+
+
+def _id(prefix: str, milliseconds: int, rest: int) -> str:
+    number = milliseconds << 80 | rest
+    return prefix + "".join([_ALPHABET[number >> shift & 31] for shift in _SHIFTS])
+
+
+def hash_key(key: str) -> str:
+    """The SHA-256 of a key, in hex; enough for 192 random bits, which nobody guesses."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def create_user(tx: Tx, email: str, now: str) -> str:
+    """Make a user with an empty account in `usd_cents`; the answer is its id."""
+    user_id = new_id("usr_")
+    tx.execute("INSERT INTO users (id, email, created_at) VALUES (?, ?, ?)", (user_id, email, now))
+    open_account(tx, user_id, "usd_cents", now)
+    return user_id
+
+
+def create_key(tx: Tx, user_id: str, name: str, now: str) -> dict[str, str]:
+    """Make a key for a user: `id`, `api_key` (nowhere else to be had), `prefix`, `name`."""
+    key = KEY_PREFIX + secrets.token_urlsafe(33)
+    key_id = new_id("key_")
+    tx.execute(
+        "INSERT INTO api_keys (id, key_hash, key_prefix, user_id, name, created_at) VALUES (?, ?, ?, ?, ?, ?)",
+        (key_id, hash_key(key), key[:12], user_id, name, now),
+    )
+    return {"id": key_id, "api_key": key, "prefix": key[:12], "name": name}
+
+
+def sign_up(tx: Tx, email: str, name: str, now: str) -> dict[str, str]:
+    """A new user with one key, whether the e-mail is known or not."""
+    return create_key(tx, create_user(tx, email, now), name, now)
+
+
+def find_principal(tx: Tx, key_hash: str) -> Principal | None:
+    """Whom a key stands for; None where it is unknown or revoked."""
+    row = tx.execute(
+        "SELECT k.user_id, k.id, a.id, u.pro_until FROM api_keys k JOIN users u ON u.id = k.user_id"
+        " JOIN accounts a ON a.user_id = k.user_id AND a.unit = 'usd_cents' AND a.ref = ''"
+        " WHERE k.key_hash = ? AND k.revoked = 0",
+        (key_hash,),
+    ).fetchone()
+    return None if row is None else Principal(*row)
+
+
+def find_user(tx: Tx, name: str) -> str:
+    """The id of the user whom an operator means: by id, or by an e-mail that only one user has."""
+    rows = tx.execute("SELECT id FROM users WHERE id = ? OR email = ? LIMIT 2", (name, name)).fetchall()
+    if not rows:
+        raise AccountError(f"there is no user {name}")
+    if len(rows) > 1:
+        raise AccountError(f"several users have the e-mail {name}; name one by id")
+    return str(rows[0][0])
+
+
+def set_pro(tx: Tx, user_id: str, until: str | None) -> None:
+    """Set until when (ISO time, or None for not at all) the user may bring their own provider key."""
+    tx.execute("UPDATE users SET pro_until = ? WHERE id = ?", (until, user_id))
+
+
+def revoke_key(tx: Tx, key: str, user_id: str | None = None) -> str:
+    """Revoke a key by id or by its 12-character prefix, only the given user's where one is given; its id.
+
+    Raises AccountError where there is none, or where the prefix fits several."""
+    rows = tx.execute(
+        "SELECT id, user_id FROM api_keys WHERE id = ? OR key_prefix = ?",
+        (key, key),
+    ).fetchall()
+    mine = [row[0] for row in rows if user_id is None or row[1] == user_id]
+    if len(mine) != 1:
+        raise AccountError(f"several keys begin with {key}; name one by id" if mine else f"there is no key {key}")
+    tx.execute("UPDATE api_keys SET revoked = 1 WHERE id = ?", (mine[0],))
+    return str(mine[0])
+
+
+def list_keys(tx: Tx, user_id: str | None = None) -> list[dict[str, object]]:
+    """The keys of a user, or all: `id`, `prefix`, `name`, `revoked`, `created_at`, `user_id`."""
+    rows = tx.execute(
+        "SELECT id, key_prefix, name, revoked, created_at, user_id FROM api_keys"
+        " WHERE ? IS NULL OR user_id = ? ORDER BY id",
+        (user_id, user_id),
+    )
+    names = ("id", "prefix", "name", "revoked", "created_at", "user_id")
+    return [dict(zip(names, (*row[:3], bool(row[3]), *row[4:]), strict=True)) for row in rows]
+
+
+def list_users(tx: Tx) -> list[dict[str, object]]:
+    """All users: `id`, `email`, `pro_until`, `balance_cents`, `created_at`."""
+    rows = tx.execute(
+        "SELECT u.id, u.email, u.pro_until, c.balance_cents, u.created_at FROM users u"
+        " JOIN credits c ON c.user_id = u.id ORDER BY u.id"
+    )
+    return [dict(zip(("id", "email", "pro_until", "balance_cents", "created_at"), row, strict=True)) for row in rows]
+
+
+def funds(tx: Tx, user_id: str) -> dict[str, int]:
+    """A user's credits: `balance_cents`, `held_cents` (rounded up), `available_cents` (rounded down)."""
+    balance, held, available = tx.execute(
+        "SELECT balance, (held + grain - 1) / grain, (balance * grain + carry - held) / grain"
+        " FROM accounts WHERE user_id = ? AND unit = 'usd_cents' AND ref = ''",
+        (user_id,),
+    ).fetchone()
+    return {"balance_cents": balance, "held_cents": held, "available_cents": available}

@@ -1,0 +1,342 @@
+"""The small JSON endpoints: health, keys, usage, holds, models, prices, readiness, metrics."""
+
+from __future__ import annotations
+
+import csv
+import hmac
+import io
+import ipaddress
+import unicodedata
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from goosestack import __version__, accounts, errors, pricing, usage
+from goosestack.accounts import Principal
+from goosestack.auth import credential
+from goosestack.gateway import Gateway, read_body
+from goosestack.limits import RateLimit
+from goosestack.pricing import Model
+from goosestack.store import Tx
+from goosestack.upstream import Provider
+from goosestack.wire import body as fields
+
+MOST_EMAIL = 254
+MOST_NAME = 100
+MOST_ROWS = 200
+MOST_CSV_ROWS = 100_000
+
+
+@dataclass(slots=True)
+class Health:
+    """What the last check of the books found; kept by the job that makes them."""
+
+    wrong: tuple[str, ...] = ()
+    checked_at: str | None = None
+
+
+class Api:
+    """The endpoints of one gateway, each a coroutine of a request."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        health: Health,
+        signups: RateLimit | None,
+        admin_token: str | None,
+    ) -> None:
+        self._gateway, self._health, self._signups, self._admin_token = gateway, health, signups, admin_token
+
+    # --- open to all ---
+
+    async def root(self, request: Request) -> Response:
+        """`GET /`, `/health`: liveness, name, version."""
+        return JSONResponse({"status": "ok", "name": "goosestack", "version": __version__})
+
+    async def models(self, request: Request) -> Response:
+        """`GET /v1/models`: what is sold, in the one shape that both vendors' SDKs parse."""
+        await self._admit_stranger(request)
+        entries = [_model_entry(provider.name, model) for provider, model in self._sold()]
+        ends = {"first_id": entries[0]["id"], "last_id": entries[-1]["id"]} if entries else {}
+        return JSONResponse({"object": "list", "data": entries, "has_more": False, **ends})
+
+    async def model(self, request: Request) -> Response:
+        """`GET /v1/models/{id}`: one of them, also by an alias."""
+        await self._admit_stranger(request)
+        name = request.path_params["id"]
+        target = self._gateway.upstreams.book.aliases.get(name, name)
+        for provider, model in self._sold():
+            if target in (model.id, *model.aliases):
+                return JSONResponse({**_model_entry(provider.name, model), "id": name})
+        raise errors.ModelNotFound(model=name[:100], hint="", param="model")
+
+    async def prices(self, request: Request) -> Response:
+        """`GET /v1/pricing`: dollars per 1,000 tokens as decimal strings, with the operator's markup, and the limits."""
+        await self._admit_stranger(request)
+        today, terms = self._gateway.now()[:10], self._gateway.policy.terms
+        return JSONResponse(
+            {
+                "currency": "USD",
+                "generated": self._gateway.upstreams.book.generated,
+                "models": {
+                    model.id: {"provider": provider.name, **price_entry(model, terms, today)}
+                    for provider, model in self._sold()
+                },
+            }
+        )
+
+    def _sold(self) -> list[tuple[Provider, Model]]:
+        return self._gateway.upstreams.sold(self._gateway.now()[:10])
+
+    async def _admit_stranger(self, request: Request) -> None:
+        await self._gateway.strangers.hit(request.scope["state"]["address"])
+
+    # --- keys ---
+
+    async def create_key(self, request: Request) -> Response:
+        """`POST /v1/keys` `{"email", "name"}` -> 201 with the key, shown once: for a new user, or, with a valid key, for
+        its account."""
+        gateway, now = self._gateway, self._gateway.now()
+        caller = None
+        if credential(request.scope["headers"]) is not None:
+            caller = await gateway.identify(request.scope)
+            await gateway.admit(caller)
+        elif self._signups is None:
+            raise errors.SignupClosed()
+        body = await self._body(request, {"email", "name"})
+        name = _label(body, "name", MOST_NAME) or "default"
+        if caller is not None:
+            made = await gateway.store.write(accounts.create_key, caller.user_id, name, now)
+        else:
+            email = _email(body)
+            assert self._signups is not None
+            await self._signups.hit(request.scope["state"]["address"])
+            made = await gateway.store.write(accounts.sign_up, email, name, now)
+        message = "Keep this key: it is shown once. It has the credits of its account; a new account has none."
+        return JSONResponse({**made, "message": message}, 201)
+
+    async def list_keys(self, request: Request) -> Response:
+        """`GET /v1/keys`: the caller's keys, by prefix."""
+        caller = await self._caller(request)
+        return JSONResponse({"api_keys": await self._gateway.store.read(_keys_of, caller.user_id)})
+
+    async def revoke_key(self, request: Request) -> Response:
+        """`DELETE /v1/keys/{id}`: the next request with it fails, and its live streams end at once."""
+        caller = await self._caller(request)
+        try:
+            key_id = await self._gateway.store.write(accounts.revoke_key, request.path_params["id"], caller.user_id)
+        except accounts.AccountError:
+            raise errors.NotFound(path=request.url.path) from None
+        self._gateway.end_of_key(key_id)
+        return JSONResponse({"id": key_id, "revoked": True})
+
+    # --- usage and holds ---
+
+    async def usage(self, request: Request) -> Response:
+        """`GET /v1/usage`: balance, what was used, the latest requests; `?since&until&limit&cursor`, `format=csv`."""
+        caller = await self._caller(request)
+        query = dict(request.query_params)
+        if unknown := set(query) - {"since", "until", "limit", "cursor", "format"}:
+            raise errors.Invalid(reason=f"unknown query parameter `{min(unknown)[:64]}`", param=min(unknown)[:64])
+        since, until = _moment(query, "since"), _moment(query, "until")
+        start = since or datetime.fromisoformat(self._gateway.now()) - timedelta(days=30)
+        store = self._gateway.store
+        if query.get("format", "json") == "csv":
+            return _csv(await store.read(usage.everything, caller.user_id, start, until, MOST_CSV_ROWS))
+        if query.get("format", "json") != "json":
+            raise errors.Invalid(reason="`format` must be json or csv", param="format")
+        limit = _limit(query.get("limit", "20"))
+        cursor = query.get("cursor")
+        if cursor is not None and (len(cursor) > 64 or not cursor.isascii() or not cursor.startswith("req_")):
+            raise errors.Invalid(reason="`cursor` must be the `next_cursor` of an earlier answer", param="cursor")
+        answer = await store.read(_usage, caller, start, since, until, cursor, limit)
+        answer["pro"] = caller.pro_until is not None and caller.pro_until > self._gateway.now()
+        return JSONResponse(answer)
+
+    async def holds(self, request: Request) -> Response:
+        """`GET /v1/holds`: what is in flight for this user."""
+        caller = await self._caller(request)
+        return JSONResponse({"holds": await self._gateway.store.read(usage.held, caller.user_id)})
+
+    async def end_hold(self, request: Request) -> Response:
+        """`DELETE /v1/holds/{id}`: end its delivery; it settles by what was seen."""
+        caller = await self._caller(request)
+        relay = self._gateway.live.get(request.path_params["id"])
+        if relay is None or relay.caller.user_id != caller.user_id:
+            raise errors.NotFound(path=request.url.path)
+        relay.end("it was cancelled by its user")
+        return JSONResponse({"id": relay.id, "ended": True})
+
+    async def _caller(self, request: Request) -> Principal:
+        caller = await self._gateway.identify(request.scope)
+        await self._gateway.admit(caller)
+        return caller
+
+    async def _body(self, request: Request, known: set[str]) -> fields.Body:
+        gateway = self._gateway
+        raw = await read_body(gateway, request.scope, request.receive)
+        gateway.body_bytes -= len(raw)
+        body = fields.parse(raw)
+        if unknown := set(body) - known:
+            raise errors.Invalid(reason=f"unknown field `{min(unknown)[:64]}`", param=min(unknown)[:64])
+        return body
+
+    # --- the operator's ---
+
+    async def ready(self, request: Request) -> Response:
+        """`GET /readyz`: books, upstreams, disk; 503 where something is wrong."""
+        self._operator(request)
+        gateway, health = self._gateway, self._health
+        state = {
+            "books": {"ok": not health.wrong, "wrong": list(health.wrong), "checked_at": health.checked_at},
+            "upstreams": sorted(name for name, provider in gateway.upstreams.providers.items() if provider.key),
+            "disk": {"ok": not gateway.store.full},
+            "in_flight": len(gateway.live),
+            "stopping": gateway.stopping,
+        }
+        ready = not health.wrong and not gateway.store.full and not gateway.stopping
+        return JSONResponse({"ready": ready, **state}, 200 if ready else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        """`GET /metrics`, for Prometheus."""
+        self._operator(request)
+        metrics, gateway = self._gateway.metrics, self._gateway
+        metrics.open_holds.set(len(gateway.live))
+        metrics.disk_full.set(int(gateway.store.full))
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    def _operator(self, request: Request) -> None:
+        """Raise NotPermitted unless the request comes from this machine or bears the operator's token."""
+        sent = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if self._admin_token is not None and hmac.compare_digest(sent.encode(), self._admin_token.encode()):
+            return
+        try:
+            if ipaddress.ip_address(request.scope["state"]["address"]).is_loopback:
+                return
+        except ValueError:
+            pass
+        raise errors.NotPermitted()
+
+
+def _keys_of(tx: Tx, user_id: str) -> list[dict[str, object]]:
+    return [{name: key[name] for name in key if name != "user_id"} for key in accounts.list_keys(tx, user_id)]
+
+
+def _usage(
+    tx: Tx,
+    caller: Principal,
+    start: datetime,
+    since: datetime | None,
+    until: datetime | None,
+    cursor: str | None,
+    limit: int,
+) -> dict[str, object]:
+    funds = accounts.funds(tx, caller.user_id)
+    rows = usage.recent(tx, caller.user_id, since, until, cursor, limit)
+    return {
+        "balance_cents": funds["balance_cents"],
+        "balance_usd": _usd(funds["balance_cents"]),
+        "held_cents": funds["held_cents"],
+        "available_cents": funds["available_cents"],
+        "pro": False,
+        "pro_until": caller.pro_until,
+        "usage_30d": usage.by_model(tx, caller.user_id, start, until),
+        "recent_requests": rows,
+        "next_cursor": rows[-1]["id"] if len(rows) == limit else None,
+        "api_keys": _keys_of(tx, caller.user_id),
+    }
+
+
+def _usd(cents: int) -> str:
+    return f"{cents // 100}.{cents % 100:02d}"
+
+
+def _csv(rows: list[dict[str, object]]) -> Response:
+    text = io.StringIO()
+    names = [*(name for name in usage.ROW if name not in ("cost_nanos", "shortfall")), "cost_usd", "shortfall_usd"]
+    writer = csv.DictWriter(text, names)
+    writer.writeheader()
+    writer.writerows(rows)
+    return Response(text.getvalue(), media_type="text/csv")
+
+
+def _moment(query: dict[str, str], name: str) -> datetime | None:
+    text = query.get(name)
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise errors.Invalid(reason=f"`{name}` must be a date or a time as 2026-01-31T12:00:00Z", param=name) from None
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+def _limit(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= MOST_ROWS:
+        raise errors.Invalid(reason=f"`limit` must be a whole number from 1 to {MOST_ROWS}", param="limit")
+    return int(text)
+
+
+def _label(body: fields.Body, name: str, most: int) -> str | None:
+    text = fields.string(body, name)
+    if text is not None and (len(text) > most or any(unicodedata.category(mark)[0] == "C" for mark in text)):
+        raise errors.Invalid(reason=f"`{name}` must be at most {most} printable characters", param=name)
+    return text
+
+
+def _email(body: fields.Body) -> str:
+    email = _label(body, "email", MOST_EMAIL)
+    local, at, domain = (email or "").partition("@")
+    if not (local and at and domain) or "@" in domain or any(mark.isspace() for mark in email or ""):
+        raise errors.Invalid(reason="`email` must be an e-mail address", param="email")
+    return email or ""
+
+
+def _model_entry(provider: str, model: Model) -> dict[str, object]:
+    return {
+        "id": model.id,
+        "object": "model",
+        "type": "model",
+        "created": 0,
+        "created_at": "1970-01-01T00:00:00Z",
+        "owned_by": provider,
+        "display_name": model.name,
+        "max_input_tokens": model.max_input,
+        "max_tokens": model.max_output,
+        **({} if model.retires is None else {"retires_at": model.retires}),
+    }
+
+
+def price_entry(model: Model, terms: pricing.Terms, today: str) -> dict[str, object]:
+    """All prices of a model: dollars per 1,000 tokens as decimal strings, what it costs here, by tier and length."""
+
+    def shown(picos: int) -> str:
+        return pricing.per_thousand(picos, terms)
+
+    def of(rate: pricing.Rate) -> dict[str, object]:
+        return {
+            "inputPer1kTokens": shown(rate.input),
+            **({"outputPer1kTokens": shown(rate.output)} if model.kind == "chat" else {}),
+            "cacheReadPer1kTokens": shown(rate.cache_read),
+            "cacheWritePer1kTokens": shown(rate.cache_write),
+            "cacheWriteLongPer1kTokens": shown(rate.cache_write_long),
+        }
+
+    others = [
+        {"tier": rate.tier, "aboveInputTokens": rate.above, **of(rate)}
+        for tier in sorted(model.tiers(today))
+        for rate in model.rates_of(tier, today)
+        if (tier, rate.above) != (pricing.STANDARD, 0)
+    ]
+    return {
+        **of(model.rates_of(pricing.STANDARD, today)[0]),
+        "otherRates": others,
+        "webSearchPerCall": None if model.web_search is None else pricing.dollars(terms.apply(model.web_search * 1000)),
+        "contextTokens": model.context,
+        "maxInputTokens": model.max_input,
+        "maxOutputTokens": model.max_output,
+        "kind": model.kind,
+        "retiresAt": model.retires,
+    }

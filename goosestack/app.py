@@ -1,0 +1,466 @@
+"""READ FIRST: every route, every job, and how the parts are handed to each other.
+
+`running` is the daemon's life: it checks what must hold before a cent is taken, opens the parts in order, and closes
+them in reverse once the last relay has settled. `create_app` puts the routes on them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.resources import files
+from typing import Any, cast
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from goosestack import __version__, admin, errors, ledger, pricing
+from goosestack.accounts import new_id
+from goosestack.api import Api, Health
+from goosestack.auth import Keys
+from goosestack.bidding import Policy
+from goosestack.config import Config, tokenizer_folder
+from goosestack.errors import Refusal
+from goosestack.gateway import Gateway, Limits, relay
+from goosestack.http import Client
+from goosestack.limits import RateLimit, address_bucket
+from goosestack.logs import Log
+from goosestack.metrics import Metrics
+from goosestack.store.sqlite import Lock, SqliteStore, refuse_if_exposed, sqlite_warning
+from goosestack.tokenizer import Tokenizer
+from goosestack.upstream import Provider, Upstreams
+from goosestack.wire import Wire, envelope
+from goosestack.wire.anthropic_messages import AnthropicCountTokens, AnthropicMessages
+from goosestack.wire.openai_chat import OpenAIChat
+from goosestack.wire.openai_embeddings import OpenAIEmbeddings
+from goosestack.wire.openai_responses import OpenAIResponses
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+WIRES: tuple[Wire, ...] = (
+    OpenAIChat(),
+    OpenAIResponses(),
+    OpenAIEmbeddings(),
+    AnthropicMessages(),
+    AnthropicCountTokens(),
+)
+
+ROUTES: tuple[tuple[str, str, str], ...] = (
+    ("GET", "/", "root"),
+    ("GET", "/health", "root"),
+    ("GET", "/v1/models", "models"),
+    ("GET", "/v1/models/{id:path}", "model"),
+    ("GET", "/v1/pricing", "prices"),
+    ("POST", "/v1/keys", "create_key"),
+    ("GET", "/v1/keys", "list_keys"),
+    ("DELETE", "/v1/keys/{id}", "revoke_key"),
+    ("GET", "/v1/usage", "usage"),
+    ("GET", "/v1/holds", "holds"),
+    ("DELETE", "/v1/holds/{id}", "end_hold"),
+    ("GET", "/readyz", "ready"),
+    ("GET", "/metrics", "metrics"),
+)
+"""Our own endpoints: method, path, and the method of `Api` that answers. The wire formats' routes are in `WIRES`;
+theirs and those of models also answer without `/v1`, and, since clients append it twice, with two of it."""
+
+JOBS: tuple[tuple[str, float], ...] = (("tick", 1.0), ("journal", 2.0), ("check", 300.0))
+"""What runs every so many seconds beside the requests: methods of `Jobs`."""
+
+EXPOSED = (
+    "x-request-id request-id retry-after x-should-retry x-goosestack-cost-usd x-goosestack-cost-cents"
+    " x-goosestack-balance-cents x-goosestack-output-cap x-ratelimit-limit-requests x-ratelimit-remaining-requests"
+    " x-ratelimit-reset-requests"
+).split()
+
+MOST_HEADER_BYTES = 32 * 1024
+MOST_HEADERS = 100
+_OWN = frozenset(("", "/", "/health", "/readyz", "/metrics", "/pricing", "/keys", "/usage", "/holds"))
+
+
+def utc_now() -> str:
+    """Now, as all times are written: UTC, ISO 8601, milliseconds, `Z`."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+@dataclass(slots=True)
+class Parts:
+    """The opened parts of a daemon."""
+
+    config: Config
+    store: SqliteStore
+    gateway: Gateway
+    api: Api
+    health: Health
+
+
+class Jobs:
+    """What happens beside the requests; each method is named in `JOBS`."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    async def tick(self) -> None:
+        """Keep quiet streams alive, drop clients who stopped reading."""
+        self._parts.gateway.tick()
+
+    async def journal(self) -> None:
+        """Write down what the live relays would cost."""
+        await self._parts.gateway.journal()
+
+    async def check(self) -> None:
+        """Check the books; what is wrong is shown, logged and counted."""
+        parts = self._parts
+        books = await parts.store.read(lambda tx: ledger.check(tx, full=False))
+        parts.health.wrong, parts.health.checked_at = tuple(books.wrong), parts.gateway.now()
+        parts.gateway.metrics.books_wrong.set(len(books.wrong))
+        if books.wrong:
+            parts.gateway.alert("books", what=books.wrong[0])
+        else:
+            await parts.store.write(ledger.verify, books, parts.gateway.now())
+
+    async def every(self, name: str, seconds: float) -> None:
+        """Run one of them forever; a failure is logged, and the next turn comes."""
+        job = getattr(self, name)
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await job()
+            except Exception as error:
+                self._parts.gateway.alert("job", job=name, error=type(error).__name__)
+
+
+# --- the life of the daemon -----------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def running(config: Config) -> AsyncIterator[Parts]:
+    """The opened parts; closed again once every relay has settled. Raises Refusal, in one sentence."""
+    book = load_prices(config)
+    providers = providers_of(config)
+    if not config.byok_only and not any(provider.key for provider in providers.values()):
+        raise Refusal("no provider key is set: set OPENAI_API_KEY, ANTHROPIC_API_KEY or another, or BYOK_ONLY=true")
+    if not config.db_path.absolute().parent.is_dir():
+        raise Refusal(f"there is no folder {config.db_path.absolute().parent} for the database")
+    refuse_if_exposed(config.db_path)
+    lock, metrics, log = Lock(config.db_path), Metrics(), Log(config.log_level)
+    try:
+        store = SqliteStore(config.db_path, on_commit=metrics.committed)
+        try:
+            process_id = await open_books(store, log)
+            client = Client()
+            gateway = Gateway(
+                store=store,
+                process_id=process_id,
+                identifiers=(Keys(store),),
+                upstreams=Upstreams(providers, book),
+                client=client,
+                rate_limit=RateLimit(config.rate_limit_max_requests, config.rate_limit_window / 1000, "key"),
+                strangers=RateLimit(config.rate_limit_max_requests, config.rate_limit_window / 1000, "address"),
+                tokenizer=Tokenizer(tokenizer_folder(config)),
+                metrics=metrics,
+                log=log,
+                policy=policy_of(config),
+                limits=limits_of(config),
+                now=utc_now,
+            )
+            signups = RateLimit(config.signups_per_hour, 3600, "signup") if config.signup == "open" else None
+            health = Health(checked_at=utc_now())
+            parts = Parts(config, store, gateway, Api(gateway, health, signups, config.admin_token), health)
+            async with _beside(parts):
+                yield parts
+            await client.close()
+        finally:
+            await store.close()
+    finally:
+        lock.release()
+
+
+@asynccontextmanager
+async def _beside(parts: Parts) -> AsyncIterator[None]:
+    """The jobs and the operator's socket, until the last relay has settled."""
+    jobs = Jobs(parts)
+    tasks = [asyncio.create_task(jobs.every(name, seconds)) for name, seconds in JOBS]
+    server = await admin.listen(admin.Admin(parts.store, utc_now, parts.gateway), parts.config.db_path)
+    try:
+        yield
+    finally:
+        await parts.gateway.drain(parts.config.drain_s)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        server.close()
+        await server.wait_closed()
+        admin.socket_path(parts.config.db_path).unlink(missing_ok=True)
+
+
+async def open_books(store: SqliteStore, log: Log) -> int:
+    """Recover what earlier processes left open, prove the books; the id of this process. Raises Refusal."""
+    process_id = await store.write(ledger.begin_process, __version__, utc_now())
+    settled, released = await store.write(ledger.recover, process_id, utc_now())
+    books = await store.read(lambda tx: ledger.check(tx, full=False))
+    if books.wrong:
+        raise Refusal(f"the books do not add up, run `goosestack check --full`: {books.wrong[0]}")
+    if settled or released:
+        log.event(logging.WARNING, "recovered", utc_now(), settled=settled, released=released)
+    if (warning := sqlite_warning()) is not None:
+        log.event(logging.WARNING, "sqlite", utc_now(), warning=warning)
+    return process_id
+
+
+def load_prices(config: Config) -> pricing.PriceBook:
+    """The price book and the operator's prices. Raises Refusal."""
+    generated = (files("goosestack") / "prices.json").read_text()
+    try:
+        return pricing.load(generated, config.prices_file.read_text() if config.prices_file.is_file() else "")
+    except (pricing.PriceError, OSError, UnicodeDecodeError) as error:
+        raise Refusal(str(error)) from error
+
+
+def providers_of(config: Config) -> dict[str, Provider]:
+    """The providers that are configured, and those that callers may bring their own key for."""
+    openai = frozenset(("openai_chat", "openai_responses", "openai_embeddings"))
+    anthropic = frozenset(("anthropic_messages", "anthropic_count_tokens"))
+    made = [
+        Provider("openai", config.openai_base_url, config.openai_api_key, openai),
+        Provider("anthropic", config.anthropic_base_url + "/v1", config.anthropic_api_key, anthropic),
+        Provider(
+            "openrouter",
+            config.openrouter_base_url,
+            config.openrouter_api_key,
+            openai | {"anthropic_messages"},
+            routes=True,
+            bills_cut_calls=True,
+            reports_cost=True,
+        ),
+    ]
+    if config.litellm_base_url is not None:
+        made.append(
+            Provider(
+                "litellm",
+                config.litellm_base_url,
+                config.litellm_api_key or "sk-none",
+                openai | anthropic,
+                routes=True,
+                bills_cut_calls=True,
+                reports_cost=True,
+            )
+        )
+    return {provider.name: provider for provider in made}
+
+
+def policy_of(config: Config) -> Policy:
+    """What a quote depends on."""
+    whole = ledger.GRAINS["usd_cents"] if config.rounding == "request" else 1
+    return Policy(
+        terms=pricing.Terms(config.markup_percent, whole),
+        default_output_cap=config.default_output_cap,
+        clamp=config.over_cap == "clamp",
+        public_url=config.public_url,
+    )
+
+
+def limits_of(config: Config) -> Limits:
+    """What bounds a request."""
+    return Limits(
+        max_in_flight=config.max_in_flight,
+        max_body_bytes=config.max_body_bytes,
+        body_budget_bytes=max(config.body_budget_bytes, config.max_body_bytes),
+        body_timeout_s=config.body_timeout_s,
+        deadline_s=config.request_deadline_s,
+        grace_s=config.disconnect_grace_s,
+    )
+
+
+# --- the application ------------------------------------------------------------------------------------------
+
+
+def create_app(parts: Parts) -> Starlette:
+    """The ASGI application on opened parts."""
+    origins = list(parts.config.cors_allowed_origins)
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["*"],
+        expose_headers=EXPOSED,
+    )
+    return Starlette(
+        routes=list(_routes(parts)),
+        middleware=[
+            Middleware(Front, gateway=parts.gateway),
+            *([cors] if origins else []),
+            Middleware(Problems, gateway=parts.gateway),
+        ],
+        exception_handlers={HTTPException: _http_problem},
+    )
+
+
+def _routes(parts: Parts) -> Sequence[BaseRoute]:
+    routes: list[BaseRoute] = []
+    for wire in WIRES:
+        endpoint = WireEndpoint(parts.gateway, wire)
+        routes += [Route(f"{base}{wire.path}", endpoint, methods=["POST"]) for base in ("/v1", "", "/v1/v1")]
+    for method, path, name in ROUTES:
+        endpoint_of = getattr(parts.api, name)
+        paths = [path, path.removeprefix("/v1")] if path.startswith("/v1/models") else [path]
+        routes += [Route(each, endpoint_of, methods=[method]) for each in paths]
+    return routes
+
+
+class WireEndpoint:
+    """One wire format's route, as a plain ASGI application: what is streamed is not wrapped again."""
+
+    def __init__(self, gateway: Gateway, wire: Wire) -> None:
+        self._gateway, self._wire = gateway, wire
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Relay the request, and deliver what the relay hands over."""
+        scope["state"]["dialect"] = self._wire.dialect
+        work = await relay(self._gateway, self._wire, scope, receive)
+        scope["state"]["relayed"] = True
+        watch = asyncio.ensure_future(_gone(receive)) if work.bid.call.stream else None
+        if watch is not None:
+            watch.add_done_callback(lambda _: work.leave())
+        try:
+            head = await asyncio.shield(work.head)
+            raw = [(name.encode(), value.encode("latin-1")) for name, value in head.headers.items()]
+            if head.body is not None:
+                raw.append((b"content-length", str(len(head.body)).encode()))
+                await send({"type": "http.response.start", "status": head.status, "headers": raw})
+                await send({"type": "http.response.body", "body": head.body})
+                return
+            await send({"type": "http.response.start", "status": head.status, "headers": raw})
+            while (data := await work.pipe.get()) is not None:
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+        except asyncio.CancelledError:
+            work.leave()
+            raise
+        finally:
+            if watch is not None:
+                watch.cancel()
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class Front:
+    """Around everything: our request id on every answer, and a line in the log."""
+
+    def __init__(self, app: Any, gateway: Gateway) -> None:
+        self._app, self._gateway = app, gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See the class."""
+        if scope["type"] != "http":
+            return
+        request_id = new_id("req_")
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        state["address"] = address_bucket(scope["client"][0] if scope.get("client") else None)
+        state["status"] = 0
+        ids = ((b"x-request-id", request_id.encode()), (b"request-id", request_id.encode()))
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                state["status"] = message["status"]
+                message["headers"] = [*message["headers"], *ids]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sending)
+        finally:
+            self._log(scope, state)
+
+    def _log(self, scope: Scope, state: dict[str, Any]) -> None:
+        gateway, route = self._gateway, scope.get("route")
+        path = route.path if isinstance(route, Route) else "unknown"
+        gateway.metrics.answers.labels(path, str(state["status"])).inc()
+        if not state.get("relayed"):  # a relay writes its own line, once its money is settled
+            gateway.log.event(
+                logging.INFO,
+                "answer",
+                gateway.now(),
+                id=state["request_id"],
+                method=scope["method"],
+                path=scope["path"],
+                status=state["status"],
+                address=state["address"],
+            )
+
+
+class Problems:
+    """Turns what is raised below into an answer in the caller's dialect."""
+
+    def __init__(self, app: Any, gateway: Gateway) -> None:
+        self._app, self._gateway = app, gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See the class."""
+        try:
+            _check_size(scope["headers"])
+            await self._app(scope, receive, send)
+        except errors.Problem as problem:
+            await self._say(problem, scope, receive, send)
+        except Exception as error:
+            self._gateway.alert("fault", error=type(error).__name__, where=_place(error))
+            await self._say(errors.Internal(), scope, receive, send)
+
+    async def _say(self, problem: errors.Problem, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["state"]["status"]:
+            raise problem  # the answer has begun: all that can be told is that it ends without its last chunk
+        body = envelope.render(dialect(scope), problem, scope["state"]["request_id"])
+        await Response(body, problem.status, problem.headers, media_type="application/json")(scope, receive, send)
+
+
+def _check_size(headers: Sequence[tuple[bytes, bytes]]) -> None:
+    if len(headers) > MOST_HEADERS or sum(len(name) + len(value) for name, value in headers) > MOST_HEADER_BYTES:
+        raise errors.HeadersTooLarge(limit=MOST_HEADER_BYTES)
+
+
+def dialect(scope: Scope) -> str:
+    """Whose envelope an error has: the vendor's on its routes, ours on ours; Anthropic's wherever its version is sent."""
+    path = scope["path"].removeprefix("/v1").removeprefix("/v1")
+    if path.rstrip("/") in _OWN or path.startswith(("/keys/", "/holds/")):
+        return "ours"
+    if any(name == b"anthropic-version" for name, _ in scope["headers"]):
+        return "anthropic"
+    if "dialect" in scope["state"]:
+        return cast(str, scope["state"]["dialect"])
+    if path.startswith("/messages"):
+        return "anthropic"
+    vendors = scope["path"].startswith("/v1/") or path.startswith(("/chat", "/responses", "/embeddings", "/models"))
+    return "openai" if vendors else "ours"
+
+
+async def _http_problem(request: Request, error: Exception) -> Response:
+    """What the router refuses, as a problem."""
+    assert isinstance(error, HTTPException)
+    path = request.url.path[:200]
+    if error.status_code == 405:
+        allow = (error.headers or {}).get("Allow", "")
+        raise errors.MethodNotAllowed(method=request.method, path=path, allow=allow, headers={"allow": allow})
+    if path.startswith("/v1/"):
+        raise errors.NotSold(path=path)
+    raise errors.NotFound(path=path)
+
+
+def _place(error: BaseException) -> str | None:
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return None if place is None else f"{place.tb_frame.f_code.co_name}:{place.tb_lineno}"

@@ -1,0 +1,80 @@
+"""Who calls: one credential, whichever of the two headers it comes in, and the identifiers that can prove it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Protocol
+
+from goosestack.accounts import Principal, find_principal, hash_key
+from goosestack.errors import CredentialConflict, Invalid, NotAuthenticated
+from goosestack.store import Store
+
+RawHeaders = Iterable[tuple[bytes, bytes]]
+
+_KEY = re.compile(r"gsk_[A-Za-z0-9_-]{32,64}")
+_PROVIDER_KEY = re.compile(r"[\x21-\x7e]{8,512}")
+
+
+class Identifier(Protocol):
+    """One way to prove who calls."""
+
+    async def identify(self, credential: str) -> Principal | None:
+        """Whom the credential stands for; None where it is not of this kind, or proves nothing."""
+        ...
+
+
+class Keys:
+    """`gsk_` keys, looked up by hash: nothing of what the caller sends ever meets SQL or is compared in clear."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def identify(self, credential: str) -> Principal | None:
+        """See `Identifier.identify`."""
+        if _KEY.fullmatch(credential) is None:
+            return None
+        return self._store.peek(find_principal, hash_key(credential))
+
+
+def credential(headers: RawHeaders) -> str | None:
+    """The caller's credential, from `Authorization: Bearer` or `x-api-key`; None where there is none.
+
+    Raises CredentialConflict where two different ones are sent, or one header twice: a proxy in front may have looked
+    at the other.
+    """
+    found: set[str] = set()
+    names: list[bytes] = []
+    for name, value in headers:
+        if name == b"authorization":
+            scheme, _, token = value.partition(b" ")
+            names.append(name)
+            found.add(token.strip().decode("latin-1") if scheme.lower() == b"bearer" else "")
+        elif name == b"x-api-key":
+            names.append(name)
+            found.add(value.strip().decode("latin-1"))
+    if len(found) > 1 or len(names) != len(set(names)):
+        raise CredentialConflict()
+    return found.pop() if found else None
+
+
+async def identify(identifiers: Iterable[Identifier], headers: RawHeaders) -> Principal:
+    """The proven caller. Raises NotAuthenticated or CredentialConflict."""
+    found = credential(headers)
+    if found is not None:
+        for identifier in identifiers:
+            principal = await identifier.identify(found)
+            if principal is not None:
+                return principal
+    raise NotAuthenticated()
+
+
+def provider_key(headers: RawHeaders) -> str | None:
+    """The caller's own provider key (`X-Provider-Key`); None where there is none. Raises Invalid."""
+    values = [value for name, value in headers if name == b"x-provider-key"]
+    if not values:
+        return None
+    text = values[0].decode("latin-1")
+    if len(values) > 1 or _PROVIDER_KEY.fullmatch(text) is None:
+        raise Invalid(reason="`X-Provider-Key` must be one provider key")
+    return text

@@ -1,0 +1,207 @@
+"""Before the hold: who would serve a call, and what it can cost at most. What cannot be bounded is refused here."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from decimal import Decimal
+
+from goosestack import pricing, upstream
+from goosestack.errors import InsufficientFunds, Invalid, Problem, Unsupported
+from goosestack.http import Broken, Client, Lost, NotSent
+from goosestack.pricing import Demand, Model, Terms
+from goosestack.tokenizer import Tokenizer
+from goosestack.upstream import Offer, Upstreams
+from goosestack.wire import Call, Wire, body as fields, media
+
+LEAST_OUTPUT = 256
+"""Output tokens below which an answer is not worth starting."""
+
+THREAD_ABOVE_BYTES = 64 * 1024
+"""Bodies larger than this are worked on in a thread."""
+
+_COUNT_S = 10.0
+_MOST_COUNT_BYTES = 64 * 1024
+_COUNTED = ("model", "messages", "system", "tools", "tool_choice", "thinking")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """The operator's choices that a quote depends on."""
+
+    terms: Terms = Terms()
+    default_output_cap: int = 32_000
+    """Output tokens where the caller names no cap; 0 for the model's own maximum."""
+    clamp: bool = False
+    """Whether a cap that cannot be afforded is lowered, rather than refused."""
+    public_url: str | None = None
+
+
+@dataclass(slots=True)
+class Bid:
+    """What a request will be held for: with whom, for how much, up to which output. Amounts are nanodollars."""
+
+    offer: Offer
+    call: Call
+    headers: dict[str, str]
+    payload: bytes
+    """The body as it goes upstream."""
+    account_id: int | None = None
+    """None where nobody's account pays."""
+    own_key: bool = False
+    demand: Demand = Demand(0, 0)
+    cap: int = 0
+    """Output tokens of each answer that the hold should cover."""
+    at_least: int = 0
+    at_most: int = 0
+
+    @property
+    def model(self) -> str:
+        """The model's name in the log: the book's where it has one."""
+        return self.call.model if self.offer.model is None else self.offer.model.id
+
+
+async def bid(
+    upstreams: Upstreams,
+    policy: Policy,
+    wire: Wire,
+    call: Call,
+    callers_headers: Mapping[str, str],
+    *,
+    account_id: int,
+    own_key: str | None,
+    today: str,
+) -> Bid:
+    """What the call can cost at most. Raises a Problem for what is not sold, or cannot be priced or bounded."""
+    if own_key is not None:
+        offer = upstreams.own_offer(wire, call.model, own_key)
+        headers = upstream.headers(offer, wire, own_key, callers_headers, own_key=True)
+        return Bid(offer, call, headers, fields.encode(call.body), own_key=True)
+    offer = upstreams.offer(wire, call.model, today)
+    assert offer.model is not None and offer.provider.key is not None
+    upstream.refuse_unknown(offer, call.unknown)
+    headers = upstream.headers(offer, wire, offer.provider.key, callers_headers, own_key=False)
+    _refuse_unpriced(call, offer.model, today)
+    call.body["model"] = offer.name
+    made = Bid(offer, call, headers, b"")
+    made.payload = fields.encode(call.body)
+    call.text_bytes = len(made.payload) - call.media.data_bytes
+    if call.free:
+        return made
+    made.account_id = account_id
+    made.demand = Demand(
+        input=await _bound_input(made.payload, call, offer.model),
+        output=0,
+        tier=call.tier,
+        long_cache=call.long_cache,
+        us_only=call.us_only,
+        web_searches=call.web_searches,
+    )
+    made.cap = _wanted_cap(call, offer.model, policy)
+    price(made, policy, today)
+    return made
+
+
+def price(made: Bid, policy: Policy, today: str) -> None:
+    """Set what the bid must hold at least, and at most, from its demand and its cap."""
+    model, call = made.offer.model, made.call
+    assert model is not None
+    made.demand = replace(made.demand, output=made.cap * call.answers)
+    made.at_most = made.at_least = pricing.quote(model, made.demand, policy.terms, today)
+    if call.cap_field is not None and (call.cap is None or policy.clamp):
+        least = replace(made.demand, output=min(LEAST_OUTPUT, made.cap) * call.answers)
+        made.at_least = pricing.quote(model, least, policy.terms, today)
+
+
+async def tighten(made: Bid, policy: Policy, tokenizer: Tokenizer, client: Client, today: str) -> None:
+    """Where the byte bound does not fit what is available: bound the input by counting it, if that is possible."""
+    model, call, provider = made.offer.model, made.call, made.offer.provider.name
+    assert model is not None
+    tokens: int | None = None
+    if provider == "openai" and not call.media.data_bytes:
+        counted = await tokenizer.count(made.payload, embedding=model.kind == "embedding")
+        tokens = None if counted is None else counted + _around(call, model)
+    elif provider == "anthropic":
+        tokens = await _count_upstream(made, client)
+    if tokens is not None and tokens < made.demand.input:
+        made.demand = replace(made.demand, input=tokens)
+        price(made, policy, today)
+
+
+def affordable_cap(made: Bid, policy: Policy, today: str, nanos: int) -> int:
+    """Output tokens of each answer that `nanos` nanodollars pay for, beside the input."""
+    assert made.offer.model is not None
+    return pricing.affordable_output(made.offer.model, made.demand, policy.terms, today, nanos) // made.call.answers
+
+
+def insufficient(made: Bid, policy: Policy, today: str, available: int) -> InsufficientFunds:
+    """The refusal of a bid that cannot be held: what it needs, what there is, what that would pay for."""
+    affordable = ""
+    if made.call.cap_field is not None:
+        affordable = f"About {affordable_cap(made, policy, today, available)} output tokens are affordable. "
+    return InsufficientFunds(
+        required=_dollars(made.at_least, up=True),
+        available=_dollars(available, up=False),
+        affordable=affordable,
+        where=where_to_pay(policy.public_url),
+    )
+
+
+def where_to_pay(public_url: str | None) -> str:
+    """Where to top up, as a sentence."""
+    return f"Top up at {public_url}." if public_url else "Ask the operator of this gateway to top up."
+
+
+def _refuse_unpriced(call: Call, model: Model, today: str) -> None:
+    if call.tier not in model.tiers(today):
+        raise Invalid(reason=f"the tier `{call.tier}` has no price with {model.id}", param="service_tier")
+    if call.web_searches and model.web_search is None:
+        raise Unsupported(field="web_search", reason=f"it has no price with {model.id}", param="tools")
+
+
+async def _bound_input(payload: bytes, call: Call, model: Model) -> int:
+    """Input tokens at most, of a model whose input is bounded by itself where it reads one prompt."""
+    if payload.isascii() or len(payload) <= THREAD_ABOVE_BYTES:
+        text = fields.text_bound(payload, call.media.data_bytes)
+    else:
+        text = await asyncio.to_thread(fields.text_bound, payload, call.media.data_bytes)
+    bound = text + _around(call, model)
+    return bound if model.kind == "embedding" else min(bound, model.max_input)
+
+
+def _around(call: Call, model: Model) -> int:
+    """What comes to the text: media, and what the provider puts around messages and tools."""
+    framing = 16 + 8 * call.messages + (600 if call.tools else 0)
+    return framing + media.bound(model.id, call.media, model.max_input)
+
+
+def _wanted_cap(call: Call, model: Model, policy: Policy) -> int:
+    if call.cap_field is None:
+        return 0
+    if call.cap is not None:
+        return call.cap
+    return min(policy.default_output_cap or model.max_output, model.max_output)
+
+
+async def _count_upstream(made: Bid, client: Client) -> int | None:
+    """What the provider counts, with a margin, since it does not promise the number; None where it does not say."""
+    body = {name: value for name, value in made.call.body.items() if name in _COUNTED}
+    try:
+        async with asyncio.timeout(_COUNT_S):
+            answer = await client.post(made.offer.url / "count_tokens", made.headers, fields.encode(body))
+            try:
+                text = await answer.read(_MOST_COUNT_BYTES)
+            finally:
+                answer.close()
+        count = fields.parse(text).get("input_tokens") if answer.status == 200 else None
+    except (NotSent, Lost, Broken, TimeoutError, Problem):
+        return None
+    return math.ceil(count * 1.1) + 600 if type(count) is int and count > 0 else None
+
+
+def _dollars(nanos: int, *, up: bool) -> str:
+    """To a hundredth of a cent, rounded against the caller."""
+    hundredths = -(-nanos // 100_000) if up else nanos // 100_000
+    return f"${Decimal(hundredths).scaleb(-4):.4f}"

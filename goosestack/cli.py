@@ -1,0 +1,456 @@
+"""The command line: the daemon, and the operator's verbs.
+
+Exit codes: 0 done; 1 the verb was refused or something is wrong; 78 the configuration or the database does not allow a
+start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import uvicorn
+import uvloop
+
+from goosestack import __version__, admin, app, config as settings, pricing, tokenizer, upstream
+from goosestack.config import Config
+from goosestack.errors import Refusal
+
+EXIT_REFUSED = 78
+KEEP_ALIVE_S = 75
+"""How long the daemon keeps an idle connection: longer than a proxy in front does, so that it never meets a closed one."""
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="goosestack")
+def main() -> None:
+    """A gateway that sells and rations LLM access. Settings come from the environment and .env; see `config`."""
+    os.umask(0o077)
+
+
+def load() -> Config:
+    """The configuration; a refusal ends the command."""
+    with _refusals():
+        return settings.load_from_process()
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except Refusal as refusal:
+        click.echo(f"goosestack: {refusal}", err=True)
+        sys.exit(EXIT_REFUSED)
+
+
+# --- the daemon -----------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.option("--demo", is_flag=True, help="Canned answers from a built-in upstream, a funded key, a throw-away database.")
+def serve(demo: bool) -> None:
+    """Run the gateway."""
+    config = load()
+    with _refusals():
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve_demo(config) if demo else _serve(config, lambda address: None))
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which on a signal first lets the relays drain, and afterwards leaves the process to close its parts."""
+
+    def __init__(self, config: uvicorn.Config, parts: app.Parts) -> None:
+        super().__init__(config)
+        self._parts = parts
+        self._draining: asyncio.Task[None] | None = None
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals stop the server; a second one stops it at once."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stop)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    def _stop(self) -> None:
+        patience = self._parts.config.drain_s if self._draining is None else 0
+        self._draining = asyncio.get_running_loop().create_task(self._parts.gateway.drain(patience))
+        self.should_exit = True
+
+
+async def _serve(config: Config, ready: Callable[[str], None]) -> None:
+    async with app.running(config) as parts:
+        server = Server(
+            uvicorn.Config(
+                app.create_app(parts),
+                host=config.host,
+                port=config.port,
+                http="httptools",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=True,
+                forwarded_allow_ips=",".join(config.forwarded_allow_ips),
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=config.drain_s + 15,
+            ),
+            parts,
+        )
+        sockets = [server.config.bind_socket()]
+        host, port = sockets[0].getsockname()[:2]
+        parts.gateway.log.event(20, "listening", app.utc_now(), host=host, port=port, version=__version__)
+        ready(f"http://{host}:{port}")
+        await server.serve(sockets)
+
+
+async def _serve_demo(config: Config) -> None:
+    from goosestack import demo
+
+    with tempfile.TemporaryDirectory(prefix="goosestack-demo-") as folder:
+        async with _demo_upstream(demo) as port:
+            config = replace(
+                config,
+                db_path=Path(folder) / "demo.db",
+                openai_api_key="sk-demo",
+                openai_base_url=f"http://127.0.0.1:{port}/v1",
+                anthropic_api_key="sk-ant-demo",
+                anthropic_base_url=f"http://127.0.0.1:{port}",
+                openrouter_api_key=None,
+                litellm_base_url=None,
+            )
+            made = await _fund_demo(config)
+            await _serve(config, lambda address: click.echo(demo_text(address, made["api_key"])))
+
+
+@asynccontextmanager
+async def _demo_upstream(demo: Any) -> AsyncIterator[int]:
+    upstream_app = demo.make_app(openai_key="sk-demo", anthropic_key="sk-ant-demo", chunk_delay_s=0.03)
+    runner, port = await demo.start(upstream_app)
+    try:
+        yield port
+    finally:
+        await runner.cleanup()
+
+
+async def _fund_demo(config: Config) -> Mapping[str, Any]:
+    async def call(verb: str, **args: object) -> Any:
+        return await admin.call(config.db_path, verb, args, app.utc_now)
+
+    user = await call("user_create", email="demo@example.com")
+    await call("credit_grant", user=user["id"], cents=1000, note="demo", ref=None)
+    made: Mapping[str, Any] = await call("key_create", user=user["id"], name="demo")
+    return made
+
+
+def demo_text(address: str, key: str) -> str:
+    """What `serve --demo` prints: commands to paste."""
+    chat = '{"model":"gpt-4o-mini","messages":[{"role":"user","content":"Hello"}]%s}'
+    responses = '{"model":"gpt-4o-mini","input":"Hello"%s}'
+    messages = '{"model":"claude-haiku-4-5","max_tokens":200,"messages":[{"role":"user","content":"Hello"}]%s}'
+    stream = ',"stream":true'
+
+    def curl(path: str, body: str) -> str:
+        return f"curl -N {address}{path} -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' -d '{body}'"
+
+    return f"""
+GooseStack is running at {address}, as a demo: every answer is canned, and comes from a built-in upstream, not from a
+model. No account is used anywhere; the database is thrown away at the end.
+
+Your key, with $10.00 of play money:
+
+  {key}
+
+OpenAI chat, plain and streamed:
+
+  {curl("/v1/chat/completions", chat % "")}
+  {curl("/v1/chat/completions", chat % stream)}
+
+OpenAI responses, plain and streamed:
+
+  {curl("/v1/responses", responses % "")}
+  {curl("/v1/responses", responses % stream)}
+
+OpenAI embeddings:
+
+  {curl("/v1/embeddings", '{"model":"text-embedding-3-small","input":"Hello"}')}
+
+Anthropic messages, plain and streamed:
+
+  {curl("/v1/messages", messages % "")}
+  {curl("/v1/messages", messages % stream)}
+
+What it cost:
+
+  curl {address}/v1/usage -H 'Authorization: Bearer {key}'
+
+OpenAI SDK:      export OPENAI_BASE_URL={address}/v1 OPENAI_API_KEY={key}
+Anthropic SDK:   export ANTHROPIC_BASE_URL={address} ANTHROPIC_API_KEY={key}
+Claude Code:     export ANTHROPIC_BASE_URL={address} ANTHROPIC_AUTH_TOKEN={key}
+Codex:           export GOOSESTACK_API_KEY={key}
+                 codex -c model_provider=goosestack -c model_providers.goosestack.name=GooseStack \\
+                   -c model_providers.goosestack.base_url={address}/v1 \\
+                   -c model_providers.goosestack.env_key=GOOSESTACK_API_KEY \\
+                   -c model_providers.goosestack.wire_api=responses -m gpt-5.5
+
+Stop with Ctrl-C.
+"""
+
+
+# --- settings and prices --------------------------------------------------------------------------------------
+
+
+@main.command("config")
+@JSON
+def show_config(as_json: bool) -> None:
+    """Show every setting as it is in force, secrets redacted."""
+    shown = load().shown()
+    _print(shown, as_json, "\n".join(f"{name}={value}" for name, value in shown.items()))
+
+
+@main.command()
+@click.argument("model", required=False)
+@JSON
+def prices(model: str | None, as_json: bool) -> None:
+    """What is sold, by which provider, at which price (dollars per million tokens, markup included)."""
+    config = load()
+    with _refusals():
+        book = app.load_prices(config)
+    sold = upstream.Upstreams(app.providers_of(config), book).sold(app.utc_now()[:10])
+    terms = app.policy_of(config).terms
+    rows = []
+    for provider, entry in sold:
+        if model is None or model in (entry.id, *entry.aliases):
+            rate = entry.rates_of(pricing.STANDARD, app.utc_now()[:10])[0]
+            input_usd, output_usd = (pricing.per_million(picos, terms) for picos in (rate.input, rate.output))
+            rows.append({"model": entry.id, "provider": provider.name, "input": input_usd, "output": output_usd})
+    text = "\n".join(f"{row['model']:45} {row['provider']:11} {row['input']:>10} {row['output']:>10}" for row in rows)
+    _print(rows, as_json, f"{'model':45} {'provider':11} {'$/M input':>10} {'$/M output':>10}\n{text}")
+
+
+@main.group("tokenizer")
+def tokenizer_group() -> None:
+    """Exact token counts for OpenAI's models, which let small balances hold less."""
+
+
+@tokenizer_group.command("install")
+@click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@JSON
+def tokenizer_install(file: Path | None, as_json: bool) -> None:
+    """Install ranks from FILE (o200k_base or cl100k_base), or, without one, download both. Verified by SHA-256."""
+    config = load()
+    folder = settings.tokenizer_folder(config)
+    with _refusals():
+        if file is not None:
+            names = [tokenizer.install(folder, file.read_bytes())]
+        else:
+            names = [tokenizer.install(folder, _download(tokenizer.ADDRESS.format(name=name))) for name in tokenizer.RANKS]
+    _print({"installed": names, "folder": str(folder)}, as_json, f"installed {', '.join(names)} in {folder}")
+
+
+def _download(address: str) -> bytes:
+    import urllib.request
+
+    pieces: list[bytes] = []
+    try:
+        with urllib.request.urlopen(address, timeout=30) as answer:
+            total = int(answer.headers.get("content-length") or 0)
+            with click.progressbar(length=total, label=address.rpartition("/")[2], file=sys.stderr) as bar:
+                while piece := answer.read(65_536):
+                    pieces.append(piece)
+                    bar.update(len(piece))
+    except OSError as error:
+        raise Refusal(f"{address} cannot be downloaded ({error}); give a FILE instead") from error
+    return b"".join(pieces)
+
+
+# --- the operator's verbs -------------------------------------------------------------------------------------
+
+
+def ask(verb: str, **args: object) -> Any:
+    """Run a verb, in the daemon where one runs; its failure ends the command."""
+    config = load()
+    try:
+        with _refusals():
+            return asyncio.run(admin.call(config.db_path, verb, args, app.utc_now))
+    except admin.VerbError as error:
+        click.echo(f"goosestack: {error}", err=True)
+        sys.exit(1)
+
+
+def _print(answer: Any, as_json: bool, text: str) -> None:
+    click.echo(json.dumps(answer, indent=2) if as_json else text)
+
+
+@main.group()
+def user() -> None:
+    """Users: whoever has a balance. USER is an id, or an e-mail that only one user has."""
+
+
+@user.command("create")
+@click.argument("email")
+@JSON
+def user_create(email: str, as_json: bool) -> None:
+    """Make a user without credits."""
+    made = ask("user_create", email=email)
+    _print(made, as_json, made["id"])
+
+
+@user.command("list")
+@JSON
+def user_list(as_json: bool) -> None:
+    """List all users."""
+    users = ask("user_list")
+    lines = [f"{one['id']}  {one['balance_cents']:>10} cents  pro until {one['pro_until'] or '-'}  {one['email']}" for one in users]
+    _print(users, as_json, "\n".join(lines))
+
+
+@user.command("pro")
+@click.argument("user_name", metavar="USER")
+@click.option("--until", required=True, help="A date or time as 2026-12-31 (UTC), or `none`.")
+@JSON
+def user_pro(user_name: str, until: str, as_json: bool) -> None:
+    """Let a user bring their own provider key until a date."""
+    done = ask("user_pro", user=user_name, until=None if until == "none" else _time(until))
+    _print(done, as_json, f"{done['id']} is Pro until {done['pro_until'] or 'never'}")
+
+
+def _time(text: str) -> str:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise click.BadParameter(f"{text} is no date as 2026-12-31", param_hint="--until") from None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+@main.group()
+def key() -> None:
+    """API keys."""
+
+
+@key.command("create")
+@click.argument("user_name", metavar="USER")
+@click.option("--name", default="default", help="What the key is for.")
+@JSON
+def key_create(user_name: str, name: str, as_json: bool) -> None:
+    """Make a key for a user; it is shown once."""
+    made = ask("key_create", user=user_name, name=name)
+    _print(made, as_json, made["api_key"])
+
+
+@key.command("list")
+@click.argument("user_name", metavar="[USER]", required=False)
+@JSON
+def key_list(user_name: str | None, as_json: bool) -> None:
+    """List keys, by prefix."""
+    keys = ask("key_list", user=user_name)
+    lines = [f"{one['id']}  {one['prefix']}  {'revoked' if one['revoked'] else 'active '}  {one['user_id']}  {one['name']}" for one in keys]
+    _print(keys, as_json, "\n".join(lines))
+
+
+@key.command("revoke")
+@click.argument("key_name", metavar="KEY")
+@JSON
+def key_revoke(key_name: str, as_json: bool) -> None:
+    """Revoke a key, by its id or its 12-character prefix; its live streams end at once."""
+    done = ask("key_revoke", key=key_name)
+    _print(done, as_json, f"{done['id']} is revoked")
+
+
+@main.group()
+def credit() -> None:
+    """Credits, in cents."""
+
+
+@credit.command("grant")
+@click.argument("user_name", metavar="USER")
+@click.argument("cents", type=click.IntRange(1, 1_000_000_000))
+@click.option("--note", default="", help="Why.")
+@click.option("--ref", default=None, help="A name for this grant: granting again under the same name changes nothing.")
+@JSON
+def credit_grant(user_name: str, cents: int, note: str, ref: str | None, as_json: bool) -> None:
+    """Give a user credits."""
+    done = ask("credit_grant", user=user_name, cents=cents, note=note, ref=ref)
+    _print(done, as_json, f"{done['id']} has {done['balance_cents']} cents")
+
+
+@credit.command("show")
+@click.argument("user_name", metavar="USER")
+@JSON
+def credit_show(user_name: str, as_json: bool) -> None:
+    """Show a user's balance, what is held of it, what is available."""
+    funds = ask("credit_show", user=user_name)
+    text = f"balance {funds['balance_cents']}  held {funds['held_cents']}  available {funds['available_cents']}  (cents)"
+    _print(funds, as_json, text)
+
+
+# --- books, backup, restore -----------------------------------------------------------------------------------
+
+
+@main.command()
+@click.option("--full", is_flag=True, help="From the beginning, not from the last verified statement.")
+@JSON
+def check(full: bool, as_json: bool) -> None:
+    """Recompute the books from the rows; exit code 1 where they do not add up."""
+    found = ask("check", full=full)
+    text = "\n".join([*found["wrong"], f"{found['accounts']} accounts, {len(found['wrong'])} differences"])
+    _print(found, as_json, text)
+    sys.exit(0 if found["ok"] else 1)
+
+
+@main.command()
+@click.argument("destination", type=click.Path(path_type=Path))
+@click.option("--keep", type=click.IntRange(1, 100_000), help="With a folder: how many dated copies to keep.")
+@JSON
+def backup(destination: Path, keep: int | None, as_json: bool) -> None:
+    """Copy the database to DESTINATION (a folder or a file), also under full load, and prove the copy."""
+    config = load()
+    with _refusals(), _working("copying and proving"):
+        made = admin.backup(config.db_path, destination, keep)
+    _print(made, as_json, f"{made['file']}: {made['bytes']} bytes, {made['requests']} requests, books add up")
+
+
+@main.command()
+@click.argument("source", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@JSON
+def restore(source: Path, as_json: bool) -> None:
+    """Put a backup in the database's place, once proved; the replaced file is kept. Not while the daemon runs."""
+    config = load()
+    with _refusals(), _working("proving and copying"):
+        made = admin.restore(config.db_path, source)
+    _print(made, as_json, f"{made['file']} restored from {source}; replaced: {made['replaced'] or 'nothing'}")
+
+
+@contextmanager
+def _working(what: str) -> Iterator[None]:
+    """Say on a terminal that something is going on."""
+    shown = sys.stderr.isatty()
+    if shown:
+        click.echo(f"{what} ...", err=True, nl=False)
+    try:
+        yield
+    finally:
+        if shown:
+            click.echo("\r\033[K", err=True, nl=False)
+
+
+if __name__ == "__main__":
+    main()

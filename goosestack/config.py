@@ -1,0 +1,284 @@
+"""Every option, declared once: the dataclass yields the parsing, `goosestack config`, `.env.example`, the README's
+table and the test of all four.
+
+A setting is read from, in this order, a credential file (`$CREDENTIALS_DIRECTORY/NAME`, as systemd hands them out),
+the environment, `.env` in the working directory. Secrets are taken out of the process's environment once read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields
+from decimal import Decimal, InvalidOperation
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+
+from goosestack.errors import Refusal
+
+
+class _Bad(Exception):
+    """Why a value is refused; completes the sentence `NAME ...`."""
+
+
+def _text(value: str) -> str:
+    if not value.isprintable():
+        raise _Bad("has a character that cannot be printed")
+    return value
+
+
+def _integer(least: int, most: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        if not (value.isascii() and value.isdigit()) or not least <= int(value) <= most:
+            raise _Bad(f"must be a whole number from {least} to {most}")
+        return int(value)
+
+    return parse
+
+
+def _choice(*values: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value not in values:
+            raise _Bad(f"must be one of {', '.join(values)}")
+        return value
+
+    return parse
+
+
+def _flag(value: str) -> bool:
+    return _choice("true", "false")(value.lower()) == "true"
+
+
+def _percent(value: str) -> Decimal:
+    try:
+        number = Decimal(value)
+    except InvalidOperation:
+        raise _Bad("must be a number of percent, as 20 or 12.5") from None
+    if not number.is_finite() or not 0 <= number <= 10_000 or -cast(int, number.as_tuple().exponent) > 4:
+        raise _Bad("must be from 0 to 10000, with at most 4 decimals")
+    return number
+
+
+def _url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
+        raise _Bad("must be an http or https URL without credentials or query")
+    return value.rstrip("/")
+
+
+def _v1_url(value: str) -> str:
+    url = _url(value)
+    if not url.endswith("/v1"):
+        raise _Bad("must end in /v1")
+    return url
+
+
+def _bare_url(value: str) -> str:
+    url = _url(value)
+    if url.endswith("/v1"):
+        raise _Bad("must not end in /v1, which is added to it")
+    return url
+
+
+def _token(value: str) -> str:
+    if len(value.encode()) < 32:
+        raise _Bad("must have at least 32 bytes")
+    return _key(value)
+
+
+def _key(value: str) -> str:
+    if not value.isascii() or not value.isprintable() or " " in value:
+        raise _Bad("must be printable ASCII without blanks")
+    return value
+
+
+def _origins(value: str) -> tuple[str, ...]:
+    origins = tuple(origin.strip() for origin in value.split(",") if origin.strip())
+    for origin in origins:
+        parts = urlsplit(origin)
+        if origin != "*" and (parts.scheme not in ("http", "https") or not parts.netloc or parts.path):
+            raise _Bad(f"must list origins as https://example.com, or be *; {origin} is neither")
+    if "*" in origins and len(origins) > 1:
+        raise _Bad("must be * alone, or a list of origins")
+    return origins
+
+
+def _networks(value: str) -> tuple[str, ...]:
+    networks = tuple(network.strip() for network in value.split(",") if network.strip())
+    for network in networks:
+        try:
+            ip_network(network)
+        except ValueError:
+            raise _Bad(f"must list addresses or networks; {network} is neither") from None
+    return networks
+
+
+def _path(value: str) -> Path:
+    return Path(_text(value)).expanduser()
+
+
+def option(
+    group: str, default: str | None, parse: Callable[[str], object], help: str, *, secret: bool = False
+) -> Any:
+    """A field of `Config`: its default as an operator would write it, None for unset."""
+    metadata = {"group": group, "default": default, "parse": parse, "help": help, "secret": secret}
+    return field(default=None if default is None else parse(default), metadata=metadata)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The settings of one daemon. A field's setting is its name in capitals."""
+
+    host: str = option("Server", "127.0.0.1", _text, "Address to listen on; a proxy with TLS belongs in front.")
+    port: int = option("Server", "3000", _integer(0, 65_535), "Port to listen on.")
+    db_path: Path = option("Server", "./goosestack.db", _path, "The SQLite file: every cent and every request.")
+    public_url: str | None = option("Server", None, _url, "Where callers reach this gateway; used in messages.")
+    forwarded_allow_ips: tuple[str, ...] = option(
+        "Server", "127.0.0.1,::1", _networks, "Proxies whose X-Forwarded-For is believed."
+    )
+    cors_allowed_origins: tuple[str, ...] = option(
+        "Server", "*", _origins, "Browser origins that may call, with commas; * for all; never with cookies."
+    )
+    admin_token: str | None = option(
+        "Server", None, _token, "Opens /metrics and /readyz to others than this machine (32 bytes).", secret=True
+    )
+    log_level: str = option("Server", "info", _choice("debug", "info", "warning", "error"), "What is logged.")
+
+    openai_api_key: str | None = option("Providers", None, _key, "The key that OpenAI is called with.", secret=True)
+    openai_base_url: str = option("Providers", "https://api.openai.com/v1", _v1_url, "OpenAI's address, with /v1.")
+    anthropic_api_key: str | None = option(
+        "Providers", None, _key, "The key that Anthropic is called with.", secret=True
+    )
+    anthropic_base_url: str = option(
+        "Providers", "https://api.anthropic.com", _bare_url, "Anthropic's address, without /v1."
+    )
+    openrouter_api_key: str | None = option(
+        "Providers", None, _key, "The key that OpenRouter is called with.", secret=True
+    )
+    openrouter_base_url: str = option(
+        "Providers", "https://openrouter.ai/api/v1", _v1_url, "OpenRouter's address, with /v1."
+    )
+    litellm_api_key: str | None = option(
+        "Providers", None, _key, "The key of a LiteLLM proxy or any OpenAI-compatible server.", secret=True
+    )
+    litellm_base_url: str | None = option("Providers", None, _v1_url, "Its address, with /v1.")
+    byok_only: bool = option("Providers", "false", _flag, "Run without any provider key: callers bring their own.")
+
+    markup_percent: Decimal = option("Prices", "0", _percent, "Added to the providers' prices.")
+    rounding: str = option(
+        "Prices", "carry", _choice("carry", "request"), "Round the sum up to whole cents (carry), or each request."
+    )
+    prices_file: Path = option("Prices", "./prices.toml", _path, "Your own prices, limits, aliases and models.")
+    default_output_cap: int = option(
+        "Prices", "32000", _integer(0, 10_000_000), "Output cap of a request that names none; 0: the model's own."
+    )
+    over_cap: str = option(
+        "Prices", "refuse", _choice("refuse", "clamp"), "What happens to a cap that cannot be afforded."
+    )
+
+    signup: str = option("Limits", "open", _choice("open", "closed"), "Whether anyone may make a key (with no credit).")
+    signups_per_hour: int = option("Limits", "3", _integer(0, 1_000_000), "New users an hour for one address.")
+    rate_limit_window: int = option("Limits", "60000", _integer(1_000, 86_400_000), "Milliseconds of the window.")
+    rate_limit_max_requests: int = option(
+        "Limits", "60", _integer(1, 2_000_000_000), "Requests per window, for a key, or an address without one."
+    )
+    max_in_flight: int = option("Limits", "0", _integer(0, 100_000), "Requests in flight for one user; 0: no limit.")
+    max_body_bytes: int = option("Limits", "33554432", _integer(1_024, 1 << 30), "The largest request body.")
+    body_budget_bytes: int = option(
+        "Limits", "134217728", _integer(1_024, 1 << 36), "All request bodies in flight together."
+    )
+    body_timeout_s: int = option("Limits", "60", _integer(1, 3_600), "Time to send a request body.")
+    request_deadline_s: int = option("Limits", "900", _integer(1, 86_400), "The longest that an answer may take.")
+    disconnect_grace_s: int = option(
+        "Limits", "5", _integer(0, 3_600), "How long a stream is read on for a caller who has gone."
+    )
+    drain_s: int = option("Limits", "30", _integer(0, 3_600), "How long a stop waits for answers to finish.")
+
+    def shown(self) -> dict[str, str]:
+        """Every setting as text, secrets redacted."""
+        return {setting(entry): _shown(entry, getattr(self, entry.name)) for entry in options()}
+
+
+def options() -> tuple[Field[Any], ...]:
+    """The declarations, in order."""
+    return fields(Config)
+
+
+def setting(entry: Field[Any]) -> str:
+    """The name that an operator writes."""
+    return entry.name.upper()
+
+
+def _shown(entry: Field[Any], value: object) -> str:
+    if value is None:
+        return ""
+    if entry.metadata["secret"]:
+        return "(set)"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+def load(environ: Mapping[str, str], directory: Path = Path()) -> Config:
+    """The configuration from an environment and a directory's `.env`. Raises Refusal, naming the setting."""
+    stored = dotenv_values(directory / ".env", interpolate=False)
+    credentials = environ.get("CREDENTIALS_DIRECTORY")
+    values = {}
+    for entry in options():
+        name = setting(entry)
+        raw = _credential(credentials, name) or environ.get(name) or stored.get(name)
+        if raw is None or not raw.strip():
+            continue
+        try:
+            values[entry.name] = entry.metadata["parse"](raw.strip())
+        except _Bad as bad:
+            raise Refusal(f"{name} {bad}") from None
+    return Config(**values)
+
+
+def _credential(directory: str | None, name: str) -> str | None:
+    if directory is None:
+        return None
+    path = Path(directory) / name
+    return path.read_text() if path.is_file() else None
+
+
+def load_from_process() -> Config:
+    """The configuration of this process, whose secrets are then no longer in its environment."""
+    config = load(os.environ, Path())
+    for entry in options():
+        if entry.metadata["secret"]:
+            os.environ.pop(setting(entry), None)
+    return config
+
+
+def tokenizer_folder(config: Config) -> Path:
+    """Where ranks lie: beside the database. tiktoken is told of it here, and thus never fetches any."""
+    folder = config.db_path.absolute().parent / "tokenizer"
+    os.environ["TIKTOKEN_CACHE_DIR"] = str(folder)
+    return folder
+
+
+def env_example() -> str:
+    """The text of `.env.example`: every setting with its default, commented out."""
+    lines = ["# Copy to .env and change what you need. Every line is optional but a provider's key."]
+    group = None
+    for entry in options():
+        if entry.metadata["group"] != group:
+            group = entry.metadata["group"]
+            lines += ["", f"# --- {group}"]
+        lines += [f"# {entry.metadata['help']}", f"#{setting(entry)}={entry.metadata['default'] or ''}"]
+    return "\n".join(lines) + "\n"
+
+
+def table() -> str:
+    """The README's table of settings."""
+    lines = ["| setting | default | what it does |", "|---|---|---|"]
+    for entry in options():
+        default = entry.metadata["default"]
+        lines.append(f"| `{setting(entry)}` | {f'`{default}`' if default else ''} | {entry.metadata['help']} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,76 @@
+"""After the answer: what it cost, by what the provider reported, or, where that is lost or absurd, by an estimate.
+
+Each way in which a usage can be wrong has one outcome, and none loses the bill: missing, zero, unreadable, negative or
+beyond what the model can do is estimated; details that exceed their total are charged at the full price; a repeated
+report counts once, a falling one not at all; a report above the quote is charged as far as the funds go.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from goosestack import pricing
+from goosestack.bidding import Bid
+from goosestack.ledger import Charge
+from goosestack.pricing import PriceBook, Terms, Usage
+from goosestack.wire import Reading, media
+
+_ABSURD = 4
+"""Times what a model can read or write, above which a report is no report."""
+
+_MOST_COST = 10**6
+"""Dollars that one call cannot have cost."""
+
+
+def reported(made: Bid, reading: Reading) -> tuple[Usage | None, str | None]:
+    """The usage to charge by, None where it must be estimated; and what was wrong with the report, if anything."""
+    if reading.usage is None:
+        return None, reading.nonsense or "no usage"
+    usage = Usage(**reading.usage)
+    model = made.offer.model
+    if model is None:
+        return usage, None
+    if usage.all_input == 0:
+        return None, "no input"
+    if usage.all_output == 0 and reading.output_bytes and model.kind == "chat":
+        return None, "no output"
+    if usage.all_input > _ABSURD * max(model.context, made.demand.input):
+        return None, "more input than the model can read"
+    if usage.all_output > _ABSURD * max(model.max_output, made.cap) * made.call.answers:
+        return None, "more output than the model can write"
+    return usage, reading.nonsense
+
+
+def seen(made: Bid, reading: Reading) -> Usage:
+    """What is known of the usage now, the rest guessed: input and visible output by a third of their bytes."""
+    if made.account_id is None:
+        return Usage(**(reading.usage or {}))
+    usage = reported(made, reading)[0] or Usage()
+    if not usage.all_input:
+        text = math.ceil(made.call.text_bytes / 3) + media.estimate(made.call.media)
+        usage = replace(usage, input=max(1, min(text, made.demand.input)))
+    return replace(usage, output=max(usage.output, math.ceil(reading.output_bytes / 3)))
+
+
+def charge(made: Bid, reading: Reading, usage: Usage, book: PriceBook, terms: Terms, today: str) -> Charge:
+    """The charge for a usage: the provider's own cost where it names one that the quote covers, else the price of the
+    model and the tier that the answer reports."""
+    asked, provider = made.offer.model, made.offer.provider
+    if made.account_id is None or asked is None:
+        return Charge(0, 0, usage.counts())
+    if provider.reports_cost and reading.cost is not None and not asked.by_operator:
+        if reading.cost.is_finite() and 0 <= reading.cost < _MOST_COST:
+            nanos = terms.apply(reading.cost * 10**12)
+            if nanos <= made.at_most:
+                return Charge(nanos, nanos, usage.counts())
+    answered = book.find_reported(provider.name, reading.model) if reading.model else None
+    nanos = pricing.charge(
+        answered or asked, usage, terms, today, tier=reading.tier or made.call.tier, us_only=made.call.us_only
+    )
+    return Charge(nanos, nanos, usage.counts())
+
+
+def estimated(charge: Charge, held: int) -> Charge:
+    """The same as an estimate, which is never above what is held."""
+    return replace(charge, amount=min(charge.amount, held), nanos=min(charge.nanos, held), estimated=True)

@@ -1,0 +1,229 @@
+"""The catalogue of what can go wrong, in the order in which errors win.
+
+Each class is one failure: its HTTP status, the `type` that our own routes give it, the names that the two
+vendors give it, and, as its docstring, the message that the caller reads (`{braces}` are filled from the
+keyword arguments). Only `wire` knows the envelopes that these are put into.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import ClassVar
+
+
+class Problem(Exception):
+    """Something went wrong."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "internal_error"
+    openai: ClassVar[tuple[str, str | None]] = ("server_error", None)
+    anthropic: ClassVar[str] = "api_error"
+    retry: ClassVar[bool | None] = None
+    """What `x-should-retry` tells an SDK; None leaves it to the SDK's own rule for the status."""
+
+    def __init__(self, *, param: str | None = None, headers: dict[str, str] | None = None, **facts: object):
+        self.param = param
+        self.headers = dict(headers or {})
+        self.facts = facts
+        self.message = inspect.cleandoc(type(self).__doc__ or "").replace("\n", " ").format(**facts)
+        super().__init__(self.message)
+        if self.retry is not None:
+            self.headers.setdefault("x-should-retry", "true" if self.retry else "false")
+
+
+class ShuttingDown(Problem):
+    """The gateway is restarting; try again in a moment."""
+
+    status, type = 503, "overloaded_error"
+    openai, anthropic = ("service_unavailable_error", "server_is_overloaded"), "overloaded_error"
+
+
+class NotFound(Problem):
+    """There is nothing at {path}."""
+
+    status, type = 404, "not_found"
+    openai, anthropic = ("invalid_request_error", "not_found"), "not_found_error"
+
+
+class NotSold(Problem):
+    """{path} is not sold here. This gateway sells chat completions, responses, embeddings and messages."""
+
+    status, type = 404, "not_found"
+    openai, anthropic = ("invalid_request_error", "not_found"), "not_found_error"
+
+
+class MethodNotAllowed(Problem):
+    """{method} is not possible on {path}; use {allow}."""
+
+    status, type = 405, "method_not_allowed"
+    openai, anthropic = ("invalid_request_error", "method_not_allowed"), "invalid_request_error"
+
+
+class HeadersTooLarge(Problem):
+    """The request's headers are too large: at most {limit} bytes in 100 lines."""
+
+    status, type = 431, "validation_error"
+    openai, anthropic = ("invalid_request_error", None), "invalid_request_error"
+
+
+class CredentialConflict(Problem):
+    """Send one credential: `Authorization: Bearer` or `x-api-key`, once, or the same key in both."""
+
+    status, type = 400, "validation_error"
+    openai, anthropic = ("invalid_request_error", "credential_conflict"), "invalid_request_error"
+
+
+class NotAuthenticated(Problem):
+    """No valid API key. Send `Authorization: Bearer gsk_...` or `x-api-key: gsk_...`."""
+
+    status, type = 401, "authentication_error"
+    openai, anthropic = ("invalid_request_error", "invalid_api_key"), "authentication_error"
+
+
+class NotPermitted(Problem):
+    """This needs the operator's token or a connection from the machine itself."""
+
+    status, type = 403, "authorization_error"
+    openai, anthropic = ("permission_error", "permission_denied"), "permission_error"
+
+
+class SignupClosed(Problem):
+    """Sign-up is closed here; ask the operator for a key, or send a valid key to add one to its account."""
+
+    status, type = 403, "authorization_error"
+    openai, anthropic = ("permission_error", "signup_closed"), "permission_error"
+
+
+class NotPro(Problem):
+    """`X-Provider-Key` (your own provider key) needs an active Pro plan. {where}"""
+
+    status, type = 403, "authorization_error"
+    openai, anthropic = ("permission_error", "pro_required"), "permission_error"
+
+
+class RateLimited(Problem):
+    """Too many requests: {limit} per {window_s} s. Try again in {retry_after} s."""
+
+    status, type = 429, "rate_limit_error"
+    openai, anthropic = ("rate_limit_error", "rate_limit_exceeded"), "rate_limit_error"
+
+
+class TooManyInFlight(Problem):
+    """Too many requests in flight: {limit} at once. Try again when one has ended."""
+
+    status, type = 429, "rate_limit_error"
+    openai, anthropic = ("rate_limit_error", "rate_limit_exceeded"), "rate_limit_error"
+
+
+class UnsupportedMediaType(Problem):
+    """The body must be `application/json`, unencoded (no Content-Encoding)."""
+
+    status, type = 415, "validation_error"
+    openai, anthropic = ("invalid_request_error", "unsupported_media_type"), "invalid_request_error"
+
+
+class BodyTooLarge(Problem):
+    """The body is larger than {limit} bytes."""
+
+    status, type = 413, "validation_error"
+    openai, anthropic = ("invalid_request_error", "request_too_large"), "request_too_large"
+    retry = False
+
+
+class Overloaded(Problem):
+    """The gateway is holding as many requests as it can; try again in a moment."""
+
+    status, type = 503, "overloaded_error"
+    openai, anthropic = ("service_unavailable_error", "server_is_overloaded"), "overloaded_error"
+
+
+class BodyNotRead(Problem):
+    """The request body ended early or took too long."""
+
+    status, type = 400, "validation_error"
+    openai, anthropic = ("invalid_request_error", None), "invalid_request_error"
+
+
+class Invalid(Problem):
+    """{reason}"""
+
+    status, type = 400, "validation_error"
+    openai, anthropic = ("invalid_request_error", "invalid_value"), "invalid_request_error"
+
+
+class Unsupported(Problem):
+    """`{field}` is not possible through this gateway: {reason}"""
+
+    status, type = 400, "validation_error"
+    openai, anthropic = ("invalid_request_error", "unsupported_parameter"), "invalid_request_error"
+
+
+class ModelNotFound(Problem):
+    """The model `{model}` is not sold here{hint}. `GET /v1/models` lists what is."""
+
+    status, type = 404, "not_found"
+    openai, anthropic = ("invalid_request_error", "model_not_found"), "not_found_error"
+
+
+class InsufficientFunds(Problem):
+    """Not enough credits: this request needs up to {required}, and {available} is available. {affordable}{where}"""
+
+    status, type = 402, "insufficient_credits"
+    openai, anthropic = ("insufficient_quota", "insufficient_balance"), "billing_error"
+    retry = False
+
+
+class StoreUnavailable(Problem):
+    """The ledger cannot be written just now; nothing was sent and nothing was charged."""
+
+    status, type = 503, "overloaded_error"
+    openai, anthropic = ("service_unavailable_error", "server_is_overloaded"), "overloaded_error"
+
+
+class OperatorProblem(Problem):
+    """The provider is not available through this gateway just now; the operator has been told."""
+
+    status, type = 503, "upstream_error"
+    openai, anthropic = ("service_unavailable_error", "upstream_unavailable"), "api_error"
+
+
+class UpstreamUnavailable(Problem):
+    """The provider could not be reached or refused to answer ({detail}); nothing was charged."""
+
+    status, type = 502, "upstream_error"
+    openai, anthropic = ("server_error", "upstream_unavailable"), "api_error"
+
+
+class UpstreamCut(Problem):
+    """The provider's answer broke off ({detail}); what was received may have been charged."""
+
+    status, type = 502, "upstream_error"
+    openai, anthropic = ("server_error", "upstream_cut"), "api_error"
+    retry = False
+
+
+class UpstreamTimeout(Problem):
+    """The provider did not finish within {deadline_s} s; the output that was held for it has been charged."""
+
+    status, type = 504, "upstream_error"
+    openai, anthropic = ("server_error", "upstream_timeout"), "timeout_error"
+    retry = False
+
+
+class Ended(Problem):
+    """This request was ended: {reason}"""
+
+    status, type = 403, "authorization_error"
+    openai, anthropic = ("permission_error", "request_ended"), "permission_error"
+    retry = False
+
+
+class Internal(Problem):
+    """Something went wrong here; the operator can find it by the request id."""
+
+    status, type = 500, "internal_error"
+    openai, anthropic = ("server_error", "internal_error"), "api_error"
+
+
+class Refusal(Exception):
+    """Start or a command is refused; the text is one sentence for the operator."""

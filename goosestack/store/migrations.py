@@ -1,0 +1,122 @@
+"""The schema, as steps that are only ever appended to. A database's version is the number of steps it has had.
+
+Amounts name their unit: `balance` and `entries.amount` count the account's unit (cents for `usd_cents`),
+`carry`, `held`, `quote`, `charged`, `shortfall` and `progress` count grains (a 10,000,000th of a cent, which
+is a nanodollar; a 1,000th of a micro-USDC; a token). Times are UTC, ISO 8601, milliseconds, `Z`.
+"""
+
+from __future__ import annotations
+
+MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE users (
+        id                 TEXT PRIMARY KEY,
+        email              TEXT NOT NULL,
+        stripe_customer_id TEXT UNIQUE,
+        pro_until          TEXT,
+        created_at         TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX users_by_email ON users (email);
+
+    CREATE TABLE api_keys (
+        id         TEXT PRIMARY KEY,
+        key_hash   TEXT NOT NULL UNIQUE,
+        key_prefix TEXT NOT NULL,
+        user_id    TEXT NOT NULL REFERENCES users (id),
+        name       TEXT NOT NULL,
+        revoked    INTEGER NOT NULL DEFAULT 0 CHECK (revoked IN (0, 1)),
+        created_at TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX api_keys_by_user ON api_keys (user_id);
+
+    CREATE TABLE accounts (
+        id         INTEGER PRIMARY KEY,
+        user_id    TEXT NOT NULL REFERENCES users (id),
+        unit       TEXT NOT NULL,
+        ref        TEXT NOT NULL DEFAULT '',
+        grain      INTEGER NOT NULL,
+        balance    INTEGER NOT NULL DEFAULT 0 CHECK (balance BETWEEN 0 AND 100000000000),
+        carry      INTEGER NOT NULL DEFAULT 0,
+        held       INTEGER NOT NULL DEFAULT 0 CHECK (held >= 0),
+        updated_at TEXT NOT NULL,
+        UNIQUE (user_id, unit, ref),
+        CHECK (carry >= 0 AND carry < grain),
+        CHECK (grain = CASE unit WHEN 'usd_cents' THEN 10000000 WHEN 'usdc_micro' THEN 1000 WHEN 'tokens' THEN 1 END),
+        CHECK (balance * grain + carry >= held)
+    ) STRICT;
+
+    CREATE TABLE entries (
+        seq        INTEGER PRIMARY KEY,
+        id         TEXT NOT NULL UNIQUE,
+        account_id INTEGER NOT NULL REFERENCES accounts (id),
+        kind       TEXT NOT NULL CHECK (kind IN ('topup', 'grant', 'refund', 'reversal', 'adjustment')),
+        ref        TEXT NOT NULL,
+        amount     INTEGER NOT NULL CHECK (amount <> 0),
+        note       TEXT NOT NULL DEFAULT '',
+        created_at TEXT NOT NULL,
+        UNIQUE (kind, ref)
+    ) STRICT;
+    CREATE INDEX entries_by_account ON entries (account_id, seq);
+
+    CREATE TABLE processes (
+        id         INTEGER PRIMARY KEY,
+        version    TEXT NOT NULL,
+        started_at TEXT NOT NULL
+    ) STRICT;
+
+    CREATE TABLE usage_log (
+        id                      TEXT PRIMARY KEY,
+        user_id                 TEXT NOT NULL REFERENCES users (id),
+        key_id                  TEXT REFERENCES api_keys (id),
+        account_id              INTEGER REFERENCES accounts (id),
+        unit                    TEXT,
+        process_id              INTEGER NOT NULL REFERENCES processes (id),
+        wire                    TEXT NOT NULL,
+        provider                TEXT NOT NULL,
+        model                   TEXT NOT NULL,
+        status                  TEXT NOT NULL CHECK (status IN ('held', 'settled', 'released')),
+        reason                  TEXT NOT NULL DEFAULT '',
+        quote                   INTEGER NOT NULL CHECK (quote >= 0),
+        held                    INTEGER NOT NULL CHECK (held >= 0 AND held <= quote),
+        progress                INTEGER CHECK (progress >= 0),
+        charged                 INTEGER NOT NULL DEFAULT 0,
+        billed                  INTEGER NOT NULL DEFAULT 0,
+        cost_cents              INTEGER GENERATED ALWAYS AS (CASE unit WHEN 'usd_cents' THEN billed ELSE 0 END) VIRTUAL,
+        cost_nanos              INTEGER NOT NULL DEFAULT 0,
+        shortfall               INTEGER NOT NULL DEFAULT 0 CHECK (shortfall >= 0),
+        estimated               INTEGER NOT NULL DEFAULT 0 CHECK (estimated IN (0, 1)),
+        input_tokens            INTEGER NOT NULL DEFAULT 0,
+        output_tokens           INTEGER NOT NULL DEFAULT 0,
+        cache_read_tokens       INTEGER NOT NULL DEFAULT 0,
+        cache_write_tokens      INTEGER NOT NULL DEFAULT 0,
+        cache_write_long_tokens INTEGER NOT NULL DEFAULT 0,
+        input_audio_tokens      INTEGER NOT NULL DEFAULT 0,
+        output_audio_tokens     INTEGER NOT NULL DEFAULT 0,
+        reasoning_tokens        INTEGER NOT NULL DEFAULT 0,
+        web_searches            INTEGER NOT NULL DEFAULT 0,
+        settled_seq             INTEGER UNIQUE,
+        created_at              TEXT NOT NULL,
+        ended_at                TEXT,
+        CHECK ((status = 'settled') = (settled_seq IS NOT NULL)),
+        CHECK ((status = 'held') = (ended_at IS NULL)),
+        CHECK (status = 'settled' OR (charged = 0 AND billed = 0 AND shortfall = 0)),
+        CHECK (account_id IS NOT NULL OR (held = 0 AND charged = 0 AND billed = 0))
+    ) STRICT;
+    CREATE INDEX usage_log_by_user ON usage_log (user_id, id);
+    CREATE INDEX usage_log_open ON usage_log (user_id) WHERE status = 'held';
+
+    CREATE TABLE statements (
+        account_id  INTEGER PRIMARY KEY REFERENCES accounts (id),
+        entry_seq   INTEGER NOT NULL,
+        settled_seq INTEGER NOT NULL,
+        entered     INTEGER NOT NULL,
+        billed      INTEGER NOT NULL,
+        charged     INTEGER NOT NULL,
+        verified_at TEXT NOT NULL
+    ) STRICT;
+
+    CREATE VIEW credits AS
+        SELECT user_id, balance AS balance_cents, updated_at
+        FROM accounts WHERE unit = 'usd_cents' AND ref = '';
+    """,
+)

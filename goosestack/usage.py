@@ -1,0 +1,97 @@
+"""What was used: queries over `usage_log`, for users, the operator and `/v1/usage`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from goosestack.accounts import first_id
+from goosestack.pricing import dollars
+from goosestack.store import Tx
+
+ROW = (
+    "id",
+    "created_at",
+    "status",
+    "wire",
+    "provider",
+    "model",
+    "input_tokens",
+    "output_tokens",
+    "cache_read_tokens",
+    "cache_write_tokens",
+    "cache_write_long_tokens",
+    "reasoning_tokens",
+    "web_searches",
+    "cost_cents",
+    "cost_nanos",
+    "shortfall",
+    "estimated",
+    "reason",
+    "ended_at",
+)
+"""The columns of one request, as they are shown."""
+
+
+def by_model(tx: Tx, user_id: str, since: datetime, until: datetime | None) -> list[dict[str, object]]:
+    """Settled requests by provider and model: `requests`, `input_tokens`, `output_tokens`, `cost_cents`, `cost_usd`."""
+    rows = tx.execute(
+        "SELECT provider, model, sum(CASE WHEN id LIKE '%.c' THEN 0 ELSE 1 END), sum(input_tokens), sum(output_tokens),"
+        " sum(cost_cents), sum(cost_nanos) FROM usage_log"
+        " WHERE user_id = ? AND id >= ? AND id < ? AND status = 'settled'"
+        " GROUP BY provider, model ORDER BY provider, model",
+        (user_id, _from(since), _to(until)),
+    )
+    names = ("provider", "model", "requests", "input_tokens", "output_tokens", "cost_cents", "cost_usd")
+    return [dict(zip(names, (*row[:6], dollars(row[6])), strict=True)) for row in rows]
+
+
+def recent(
+    tx: Tx, user_id: str, since: datetime | None, until: datetime | None, before: str | None, limit: int
+) -> list[dict[str, object]]:
+    """A user's requests, the latest first, from below the id `before` (the cursor)."""
+    upper = _to(until) if before is None else min(before, _to(until))
+    rows = tx.execute(
+        f"SELECT {', '.join(ROW)} FROM usage_log WHERE user_id = ? AND id >= ? AND id < ? ORDER BY id DESC LIMIT ?",
+        (user_id, "" if since is None else _from(since), upper, limit),
+    ).fetchall()
+    return [_shown(row) for row in rows]
+
+
+def everything(tx: Tx, user_id: str, since: datetime, until: datetime | None, most: int) -> list[dict[str, object]]:
+    """A user's settled requests of a time, the earliest first; at most `most`."""
+    rows: Iterator[tuple[object, ...]] = iter(
+        tx.execute(
+            f"SELECT {', '.join(ROW)} FROM usage_log"
+            " WHERE user_id = ? AND id >= ? AND id < ? AND status = 'settled' ORDER BY id LIMIT ?",
+            (user_id, _from(since), _to(until), most),
+        )
+    )
+    return [_shown(row) for row in rows]
+
+
+def held(tx: Tx, user_id: str) -> list[dict[str, object]]:
+    """What is in flight for a user: `id`, `model`, `held_usd`, `since`."""
+    rows = tx.execute(
+        "SELECT id, provider, model, held, created_at FROM usage_log WHERE user_id = ? AND status = 'held' ORDER BY id",
+        (user_id,),
+    )
+    return [
+        {"id": row[0], "provider": row[1], "model": row[2], "held_usd": dollars(row[3]), "since": row[4]} for row in rows
+    ]
+
+
+def _shown(row: tuple[object, ...]) -> dict[str, object]:
+    shown = dict(zip(ROW, row, strict=True))
+    shown["cost_usd"] = dollars(int(str(shown.pop("cost_nanos"))))
+    shown["shortfall_usd"] = dollars(int(str(shown.pop("shortfall"))))
+    shown["estimated"] = bool(shown["estimated"])
+    return shown
+
+
+def _from(moment: datetime) -> str:
+    return first_id("req_", moment.timestamp())
+
+
+def _to(moment: datetime | None) -> str:
+    return "req_~" if moment is None else first_id("req_", moment.timestamp())

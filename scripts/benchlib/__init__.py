@@ -1,0 +1,1 @@
+"""The parts of scripts/bench: workload, processes, candidates and the three measurements."""
