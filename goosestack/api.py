@@ -21,7 +21,7 @@ from goosestack.limits import RateLimit
 from goosestack.pricing import Model
 from goosestack.store import Tx
 from goosestack.upstream import Provider
-from goosestack.wire import body as fields
+from goosestack.wire import Body, body as fields
 
 MOST_EMAIL = 254
 MOST_NAME = 100
@@ -174,7 +174,7 @@ class Api:
         await self._gateway.admit(caller)
         return caller
 
-    async def _body(self, request: Request, known: set[str]) -> fields.Body:
+    async def _body(self, request: Request, known: set[str]) -> Body:
         gateway = self._gateway
         raw = await read_body(gateway, request.scope, request.receive)
         gateway.body_bytes -= len(raw)
@@ -279,14 +279,14 @@ def _limit(text: str) -> int:
     return int(text)
 
 
-def _label(body: fields.Body, name: str, most: int) -> str | None:
+def _label(body: Body, name: str, most: int) -> str | None:
     text = fields.string(body, name)
     if text is not None and (len(text) > most or any(unicodedata.category(mark)[0] == "C" for mark in text)):
         raise errors.Invalid(reason=f"`{name}` must be at most {most} printable characters", param=name)
     return text
 
 
-def _email(body: fields.Body) -> str:
+def _email(body: Body) -> str:
     email = _label(body, "email", MOST_EMAIL)
     local, at, domain = (email or "").partition("@")
     if not (local and at and domain) or "@" in domain or any(mark.isspace() for mark in email or ""):

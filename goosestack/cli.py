@@ -60,13 +60,14 @@ def _refusals() -> Iterator[None]:
 
 
 @main.command()
-@click.option("--demo", is_flag=True, help="Canned answers from a built-in upstream, a funded key, a throw-away database.")
+@click.option(
+    "--demo", is_flag=True, help="Canned answers from a built-in upstream, a funded key, a throw-away database."
+)
 def serve(demo: bool) -> None:
     """Run the gateway."""
     config = load()
-    with _refusals():
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve_demo(config) if demo else _serve(config, lambda address: None))
+    with _refusals(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve_demo(config) if demo else _serve(config, lambda address: None))
 
 
 class Server(uvicorn.Server):
@@ -168,7 +169,9 @@ def demo_text(address: str, key: str) -> str:
     stream = ',"stream":true'
 
     def curl(path: str, body: str) -> str:
-        return f"curl -N {address}{path} -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' -d '{body}'"
+        return (
+            f"curl -N {address}{path} -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' -d '{body}'"
+        )
 
     return f"""
 GooseStack is running at {address}, as a demo: every answer is canned, and comes from a built-in upstream, not from a
@@ -261,7 +264,9 @@ def tokenizer_install(file: Path | None, as_json: bool) -> None:
         if file is not None:
             names = [tokenizer.install(folder, file.read_bytes())]
         else:
-            names = [tokenizer.install(folder, _download(tokenizer.ADDRESS.format(name=name))) for name in tokenizer.RANKS]
+            names = [
+                tokenizer.install(folder, _download(tokenizer.ADDRESS.format(name=name))) for name in tokenizer.RANKS
+            ]
     _print({"installed": names, "folder": str(folder)}, as_json, f"installed {', '.join(names)} in {folder}")
 
 
@@ -318,7 +323,10 @@ def user_create(email: str, as_json: bool) -> None:
 def user_list(as_json: bool) -> None:
     """List all users."""
     users = ask("user_list")
-    lines = [f"{one['id']}  {one['balance_cents']:>10} cents  pro until {one['pro_until'] or '-'}  {one['email']}" for one in users]
+    lines = [
+        f"{one['id']}  {one['balance_cents']:>10} cents  pro until {one['pro_until'] or '-'}  {one['email']}"
+        for one in users
+    ]
     _print(users, as_json, "\n".join(lines))
 
 
@@ -362,7 +370,10 @@ def key_create(user_name: str, name: str, as_json: bool) -> None:
 def key_list(user_name: str | None, as_json: bool) -> None:
     """List keys, by prefix."""
     keys = ask("key_list", user=user_name)
-    lines = [f"{one['id']}  {one['prefix']}  {'revoked' if one['revoked'] else 'active '}  {one['user_id']}  {one['name']}" for one in keys]
+    lines = [
+        f"{one['id']}  {one['prefix']}  {'revoked' if one['revoked'] else 'active '}  {one['user_id']}  {one['name']}"
+        for one in keys
+    ]
     _print(keys, as_json, "\n".join(lines))
 
 
@@ -398,7 +409,9 @@ def credit_grant(user_name: str, cents: int, note: str, ref: str | None, as_json
 def credit_show(user_name: str, as_json: bool) -> None:
     """Show a user's balance, what is held of it, what is available."""
     funds = ask("credit_show", user=user_name)
-    text = f"balance {funds['balance_cents']}  held {funds['held_cents']}  available {funds['available_cents']}  (cents)"
+    text = (
+        f"balance {funds['balance_cents']}  held {funds['held_cents']}  available {funds['available_cents']}  (cents)"
+    )
     _print(funds, as_json, text)
 
 

@@ -121,12 +121,10 @@ def _path(value: str) -> Path:
     return Path(_text(value)).expanduser()
 
 
-def option(
-    group: str, default: str | None, parse: Callable[[str], object], help: str, *, secret: bool = False
-) -> Any:
+def option(group: str, default: str | None, parse: Callable[[str], object], help: str, *, secret: bool = False) -> Any:
     """A field of `Config`: its default as an operator would write it, None for unset."""
     metadata = {"group": group, "default": default, "parse": parse, "help": help, "secret": secret}
-    return field(default=None if default is None else parse(default), metadata=metadata)  # type: ignore[arg-type]
+    return field(default=None if default is None else parse(default), metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

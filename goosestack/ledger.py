@@ -299,7 +299,9 @@ def _receipt(tx: Tx, hold_id: str) -> Settled:
         (hold_id, f"{hold_id}.c"),
     ).fetchone()
     funds = tx.execute("SELECT balance FROM accounts WHERE id = ?", (account_id,)).fetchone()
-    return Settled(status, *sums, 0 if funds is None else funds[0], _available(tx, account_id))
+    charged, billed, nanos, shortfall = sums
+    balance = 0 if funds is None else funds[0]
+    return Settled(status, charged, billed, nanos, shortfall, balance, _available(tx, account_id))
 
 
 def release(tx: Tx, hold_id: str, reason: str, now: str) -> str:

@@ -15,7 +15,10 @@ class Metrics:
         registry = self.registry = CollectorRegistry()
         self.answers = Counter("goosestack_answers", "HTTP answers.", ["route", "status"], registry=registry)
         self.requests = Counter(
-            "goosestack_requests", "Relayed requests, by how they ended.", ["wire", "provider", "reason"], registry=registry
+            "goosestack_requests",
+            "Relayed requests, by how they ended.",
+            ["wire", "provider", "reason"],
+            registry=registry,
         )
         self.seconds = Histogram(
             "goosestack_request_seconds", "Time of a relayed request.", ["wire"], buckets=_SECONDS, registry=registry
@@ -34,7 +37,10 @@ class Metrics:
             "goosestack_commit_seconds", "Time of a group commit.", buckets=_COMMIT_SECONDS, registry=registry
         )
         self.commit_verbs = Histogram(
-            "goosestack_commit_verbs", "Verbs in a group commit.", buckets=(1, 2, 4, 8, 16, 32, 64, 128), registry=registry
+            "goosestack_commit_verbs",
+            "Verbs in a group commit.",
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128),
+            registry=registry,
         )
         self.shortfalls = Counter(
             "goosestack_shortfall_nanodollars", "What the house bore.", ["provider"], registry=registry

@@ -354,9 +354,7 @@ def _apply_model(book: PriceBook, name: str, raw: Mapping[str, Any]) -> None:
     provider = raw.get("provider") or next(iter(book.providers_of(name)), None)
     if provider not in PROVIDERS:
         raise PriceError(f"{where}: name its provider: {', '.join(PROVIDERS)}")
-    base = book.find(provider, name) or next(
-        (book.find(other, name) for other in book.providers_of(name)), None
-    )
+    base = book.find(provider, name) or next((book.find(other, name) for other in book.providers_of(name)), None)
     book.chosen[name] = provider
     prices = {key: _picos(raw[key], f"{where}.{key}") for key in CLASSES if key in raw}
     if base is not None and not prices:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from yarl import URL
 
 from goosestack import __version__
-from goosestack.errors import Invalid, ModelNotFound, NotPro, Unsupported
+from goosestack.errors import Invalid, ModelNotFound, Unsupported
 from goosestack.pricing import Model, PriceBook
 from goosestack.wire import Wire
 from goosestack.wire.anthropic_messages import refused_beta

@@ -77,7 +77,8 @@ def held(tx: Tx, user_id: str) -> list[dict[str, object]]:
         (user_id,),
     )
     return [
-        {"id": row[0], "provider": row[1], "model": row[2], "held_usd": dollars(row[3]), "since": row[4]} for row in rows
+        {"id": row[0], "provider": row[1], "model": row[2], "held_usd": dollars(row[3]), "since": row[4]}
+        for row in rows
     ]
 
 

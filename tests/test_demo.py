@@ -36,9 +36,7 @@ PATHS = {
     "count_tokens": "/v1/messages/count_tokens",
 }
 STREAMED = ("chat", "responses", "messages")
-CASES = [
-    (wire, stream) for wire in PATHS for stream in ((False, True) if wire in STREAMED else (False,))
-]
+CASES = [(wire, stream) for wire in PATHS for stream in ((False, True) if wire in STREAMED else (False,))]
 TERMINAL = {
     "chat": "data: [DONE]",
     "responses": "event: response.completed",
@@ -252,9 +250,7 @@ async def test_a_chat_stream_reports_usage_only_to_who_asked(world: World) -> No
     assert chunks[-1].choices == [] and chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == 3
     assert chunks[-2].choices[0].finish_reason == "stop"
-    asked = await world.ask(
-        "chat", told(words=1), stream=True, stream_options={"include_usage": True}
-    )
+    asked = await world.ask("chat", told(words=1), stream=True, stream_options={"include_usage": True})
     assert [d["usage"] is None for d in asked.documents()] == [True, True, True, False]
     unasked = await world.ask("chat", told(words=1), stream=True)
     assert not any("usage" in document for document in unasked.documents())
@@ -263,14 +259,10 @@ async def test_a_chat_stream_reports_usage_only_to_who_asked(world: World) -> No
 
 @pytest.mark.asyncio
 async def test_every_choice_of_n_is_told_and_counted(world: World) -> None:
-    answer = await world.openai.chat.completions.create(
-        model="m", messages=user(told(words=4, reasoning=10)), n=3
-    )
+    answer = await world.openai.chat.completions.create(model="m", messages=user(told(words=4, reasoning=10)), n=3)
     assert [choice.index for choice in answer.choices] == [0, 1, 2]
     assert answer.usage is not None and answer.usage.completion_tokens == 3 * 14
-    stream = await world.openai.chat.completions.create(
-        model="m", messages=user(told(words=4)), n=2, stream=True
-    )
+    stream = await world.openai.chat.completions.create(model="m", messages=user(told(words=4)), n=2, stream=True)
     heard = ["", ""]
     async for chunk in stream:
         heard[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
@@ -285,9 +277,7 @@ async def test_a_chat_calls_the_first_function_then_answers_in_words(world: Worl
     call: Any = (answer.choices[0].message.tool_calls or [])[0]
     assert answer.choices[0].finish_reason == "tool_calls"
     assert (call.function.name, call.function.arguments) == ("weather", "{}")
-    async with world.openai.chat.completions.stream(
-        model="m", messages=messages, tools=CHAT_TOOLS
-    ) as stream:
+    async with world.openai.chat.completions.stream(model="m", messages=messages, tools=CHAT_TOOLS) as stream:
         final = await stream.get_final_completion()
     made: Any = (final.choices[0].message.tool_calls or [])[0]
     assert (made.function.name, made.function.arguments) == ("weather", "{}")
@@ -329,9 +319,7 @@ async def test_a_response_calls_the_first_function_then_answers_in_words(world: 
     answer: Any = await create(model="m", input=items, tools=RESPONSE_TOOLS)
     call = answer.output[0]
     assert (call.type, call.name, call.arguments) == ("function_call", "weather", "{}")
-    async with world.openai.responses.stream(
-        model="m", input=items, tools=RESPONSE_TOOLS
-    ) as stream:
+    async with world.openai.responses.stream(model="m", input=items, tools=RESPONSE_TOOLS) as stream:
         final: Any = await stream.get_final_response()
     assert (final.output[0].name, final.output[0].arguments) == ("weather", "{}")
     result = {"type": "function_call_output", "call_id": call.call_id, "output": "snow"}
@@ -342,16 +330,12 @@ async def test_a_response_calls_the_first_function_then_answers_in_words(world: 
 
 @pytest.mark.asyncio
 async def test_a_message_comes_whole_or_as_events(world: World) -> None:
-    whole: Any = await world.anthropic.messages.create(
-        model="claude-haiku-5-5", max_tokens=100, messages=user("honk?")
-    )
+    whole: Any = await world.anthropic.messages.create(model="claude-haiku-5-5", max_tokens=100, messages=user("honk?"))
     assert whole.content[0].text.endswith('"honk?"') and whole.stop_reason == "end_turn"
     assert whole.usage.output_tokens == len(whole.content[0].text.split())
     assert whole.usage.cache_creation.ephemeral_1h_input_tokens == 0
     assert (whole.usage.cache_read_input_tokens, whole.usage.service_tier) == (0, "standard")
-    async with world.anthropic.messages.stream(
-        model="m", max_tokens=100, messages=user(told(words=3))
-    ) as stream:
+    async with world.anthropic.messages.stream(model="m", max_tokens=100, messages=user(told(words=3))) as stream:
         final: Any = await stream.get_final_message()
     assert (final.content[0].text, final.usage.output_tokens) == ("This is a", 3)
     said = await world.ask("messages", told(words=1), stream=True)
@@ -415,9 +399,7 @@ async def test_an_answer_longer_than_its_cap_is_cut_there(world: World, wire: st
 async def test_embeddings_are_the_same_for_the_same_input(world: World) -> None:
     create = world.openai.embeddings.create
     packed = await create(model="text-embedding-3-small", input=["a", "b", "a"], dimensions=8)
-    plain = await create(
-        model="text-embedding-3-small", input="a", dimensions=8, encoding_format="float"
-    )
+    plain = await create(model="text-embedding-3-small", input="a", dimensions=8, encoding_format="float")
     first, second, third = [each.embedding for each in packed.data]
     assert first == third != second
     assert first == pytest.approx(plain.data[0].embedding)
@@ -598,9 +580,7 @@ async def test_the_known_fields_are_those_of_the_sdks() -> None:
         ('{"fault": "error_low_credit"}', "does not fit"),
     ],
 )
-async def test_a_directive_that_makes_no_sense_is_refused(
-    world: World, directive: str, words: str
-) -> None:
+async def test_a_directive_that_makes_no_sense_is_refused(world: World, directive: str, words: str) -> None:
     said = await world.ask("chat", f"hello demo:{directive}")
     assert (said.status, words in said.text) == (400, True)
 
@@ -726,16 +706,12 @@ ERROR_CLASSES: dict[str, tuple[type[Exception], type[Exception]]] = {
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("fault", ERROR_CLASSES)
-async def test_errors_are_the_vendors_own_and_give_the_operator_away(
-    world: World, fault: str
-) -> None:
+async def test_errors_are_the_vendors_own_and_give_the_operator_away(world: World, fault: str) -> None:
     with pytest.raises(ERROR_CLASSES[fault][0]) as seen:
         await world.openai.chat.completions.create(model="m", messages=user(told(fault=fault)))
     assert OPENAI_KEY in str(seen.value) and "org-canaryORG123" in str(seen.value)
     with pytest.raises(ERROR_CLASSES[fault][1]) as shown:
-        await world.anthropic.messages.create(
-            model="m", max_tokens=9, messages=user(told(fault=fault))
-        )
+        await world.anthropic.messages.create(model="m", max_tokens=9, messages=user(told(fault=fault)))
     assert ANTHROPIC_KEY in str(shown.value)
     assert shown.value.request_id  # type: ignore[attr-defined]
     said = await world.ask("chat", told(fault=fault), stream=True)
@@ -768,10 +744,7 @@ async def test_the_sdks_raise_on_an_error_event(world: World) -> None:
         ) as stream:
             await stream.get_final_message()
     events: list[Any] = [
-        event
-        async for event in await world.openai.responses.create(
-            model="m", input=told(fault="failed"), stream=True
-        )
+        event async for event in await world.openai.responses.create(model="m", input=told(fault="failed"), stream=True)
     ]
     assert (events[-1].type, events[-1].response.usage.output_tokens > 0) == (
         "response.failed",
@@ -791,9 +764,7 @@ FAULT_SIGNS: dict[str, Any] = {
     "stall": lambda said, _: said.ended == "eof" and said.body and not said.whole,
     "bad_json": lambda said, _: said.whole and "oops" in said.text,
     "html": lambda said, _: said.whole and "text/html" in said.head and "<h1>" in said.text,
-    "wrong_content_type": lambda said, honest: (
-        said.whole and content_type(said) != content_type(honest)
-    ),
+    "wrong_content_type": lambda said, honest: said.whole and content_type(said) != content_type(honest),
     "empty": lambda said, _: said.status == 200 and said.whole and not said.body,
     "redirect": lambda said, _: said.status == 307 and "location: /elsewhere" in said.head.lower(),
     "failed": lambda said, _: said.whole and "event: response.failed" in said.text,
@@ -937,9 +908,7 @@ async def test_frames_come_with_the_delay_between_them(world: World) -> None:
 @pytest.mark.asyncio
 async def test_the_witness_sees_a_request_before_its_answer_begins(world: World) -> None:
     body = question("messages", told(words=2), stream=True)
-    said = await world.say(
-        "/v1/messages?beta=true", body, Accept_Encoding="gzip", anthropic_beta="a,b"
-    )
+    said = await world.say("/v1/messages?beta=true", body, Accept_Encoding="gzip", anthropic_beta="a,b")
     assert said.whole
     await world.end()
     dispatch, end = world.events

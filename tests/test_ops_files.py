@@ -81,11 +81,7 @@ SANDBOX = re.compile(
 
 def sandbox(name: str) -> set[tuple[str, str]]:
     own = ("PrivateNetwork", "NoExecPaths")
-    return {
-        (line.key, line.value)
-        for line in unit(name)
-        if SANDBOX.match(line.key) and line.key not in own
-    }
+    return {(line.key, line.value) for line in unit(name) if SANDBOX.match(line.key) and line.key not in own}
 
 
 @pytest.mark.parametrize("name", UNITS)
@@ -281,9 +277,7 @@ def tool(name: str) -> str:
 
 
 def run(*command: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=60
-    )
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -444,7 +438,8 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
             wait_for(http_port, process)
             yield Proxy(http_port, upstream, home / "log")
         finally:
-            process.terminate()
+            # Not terminate(): Caddy would wait for a request that a failed test left open.
+            process.kill()
             upstream.shutdown()
             upstream.server_close()
 

@@ -59,10 +59,7 @@ def canned(question: str, count: int | None) -> list[str]:
     heard = [word for word in question.split() if word.isprintable()]
     echo = " ".join(heard[:ECHOED_WORDS]) + ("..." if len(heard) > ECHOED_WORDS else "")
     said = f'You said: "{echo}"' if heard else "You said nothing."
-    words = (
-        "This is a canned demo answer from GooseStack's built-in upstream: "
-        f"no model was asked. {said}"
-    ).split()
+    words = (f"This is a canned demo answer from GooseStack's built-in upstream: no model was asked. {said}").split()
     if count is None:
         return words
     return list(itertools.islice(itertools.chain(words, itertools.cycle(FILLER)), count))

@@ -98,11 +98,7 @@ class AnthropicWire(Wire):
         if not headers.get("anthropic-version"):
             raise Refusal(400, "anthropic-version: header is required")
         tolerant = bool(headers.get("anthropic-beta"))
-        self.require(
-            field_problem(
-                body, self.fields, required=self.required, choices=CHOICES, tolerant=tolerant
-            )
-        )
+        self.require(field_problem(body, self.fields, required=self.required, choices=CHOICES, tolerant=tolerant))
         cap = body.get("max_tokens", 0)
         if cap < 0:
             raise Refusal(400, "max_tokens: Input should be greater than or equal to 0")
@@ -113,8 +109,7 @@ class AnthropicWire(Wire):
             if budget < LEAST_THINKING or ("max_tokens" in body and budget >= cap):
                 raise Refusal(
                     400,
-                    f"thinking.enabled.budget_tokens: must be at least {LEAST_THINKING} "
-                    "and less than max_tokens",
+                    f"thinking.enabled.budget_tokens: must be at least {LEAST_THINKING} and less than max_tokens",
                 )
 
     def _check_messages(self, messages: list[object]) -> None:

@@ -212,8 +212,7 @@ class _Reply:
         if self.told.tool is not None:
             message |= {"content": None, "tool_calls": [call]}
         choices = [
-            {"index": k, "message": message, "logprobs": None} | self._finished(self.finish)
-            for k in range(self.n)
+            {"index": k, "message": message, "logprobs": None} | self._finished(self.finish) for k in range(self.n)
         ]
         return self._encoded("chat.completion", choices, self.usage.all)
 
@@ -260,9 +259,7 @@ class _Reply:
         native = {"native_finish_reason": reason} if self.routed else {}
         return {"finish_reason": reason, **native}
 
-    def _chunk(
-        self, choice: int, delta: Json, finish: str | None = None, usage: str | None = None
-    ) -> bytes:
+    def _chunk(self, choice: int, delta: Json, finish: str | None = None, usage: str | None = None) -> bytes:
         shown = self._blank if usage is None else usage
         made = {"index": choice, "delta": delta, "logprobs": None} | self._finished(finish)
         return frame(self._encoded("chat.completion.chunk", [made], shown))

@@ -26,9 +26,7 @@ class Delivery:
     ConnectionError where the peer is gone, and are cancelled where the peer leaves during a pause.
     """
 
-    def __init__(
-        self, request: web.Request, wire: Wire, body: Json, directive: Directive, pause_s: float
-    ) -> None:
+    def __init__(self, request: web.Request, wire: Wire, body: Json, directive: Directive, pause_s: float) -> None:
         self.wire, self.body, self.directive = wire, body, directive
         self.pause_s = pause_s if directive.delay_ms is None else directive.delay_ms / 1000
         self.frames = 0

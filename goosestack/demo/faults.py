@@ -90,9 +90,7 @@ class VendorError:
 
 
 ERRORS: dict[str, VendorError] = {
-    "error_400": VendorError(
-        400, "invalid_request_error", None, "invalid_request_error", "The request was invalid."
-    ),
+    "error_400": VendorError(400, "invalid_request_error", None, "invalid_request_error", "The request was invalid."),
     "error_401": VendorError(
         401,
         "invalid_request_error",
@@ -121,9 +119,7 @@ ERRORS: dict[str, VendorError] = {
         "not_found_error",
         "The model does not exist.",
     ),
-    "error_408": VendorError(
-        408, "server_error", "request_timeout", "timeout_error", "The request timed out."
-    ),
+    "error_408": VendorError(408, "server_error", "request_timeout", "timeout_error", "The request timed out."),
     "error_413": VendorError(
         413,
         "invalid_request_error",
@@ -159,9 +155,7 @@ ERRORS: dict[str, VendorError] = {
         "invalid_request_error",
         "Your credit balance is too low to access the API.",
     ),
-    "error_500": VendorError(
-        500, "server_error", "server_error", "api_error", "The server had an error."
-    ),
+    "error_500": VendorError(500, "server_error", "server_error", "api_error", "The server had an error."),
     "error_502": VendorError(502, "server_error", "bad_gateway", "api_error", "Bad gateway."),
     "error_503": VendorError(
         503,
@@ -179,9 +173,7 @@ ERRORS: dict[str, VendorError] = {
     ),
 }
 
-OTHER_ERROR = VendorError(
-    400, "invalid_request_error", None, "invalid_request_error", "The request failed."
-)
+OTHER_ERROR = VendorError(400, "invalid_request_error", None, "invalid_request_error", "The request failed.")
 
 
 def failure(fault: str, vendor: str, key: str, status: int | None = None) -> Refusal:

@@ -51,9 +51,7 @@ class OpenAIWire(Wire):
     def envelope(self, refusal: Refusal, body: Json, request_id: str) -> Json:
         if is_routed(body):
             metadata = {"error_type": refusal.code or "provider_error"}
-            return {
-                "error": {"message": refusal.message, "code": refusal.status, "metadata": metadata}
-            }
+            return {"error": {"message": refusal.message, "code": refusal.status, "metadata": metadata}}
         return {
             "error": {
                 "message": refusal.message,
@@ -119,8 +117,7 @@ def integer_problem(name: str, value: object, low: int, high: int | None = None)
     sign = "<=" if value > low else ">="
     return Refusal(
         400,
-        f"Invalid '{name}': integer {side} value. Expected a value {sign} {bound}, "
-        f"but got {value} instead.",
+        f"Invalid '{name}': integer {side} value. Expected a value {sign} {bound}, but got {value} instead.",
         code=f"integer_{code}_value",
         param=name,
     )
@@ -175,8 +172,5 @@ class Models(OpenAIWire):
 
     def compose(self, body: Json, directive: Directive, question: str) -> Answer:
         now = int(time.time())
-        data = [
-            {"id": model, "object": "model", "created": now, "owned_by": "goosestack-demo"}
-            for model in MODELS
-        ]
+        data = [{"id": model, "object": "model", "created": now, "owned_by": "goosestack-demo"} for model in MODELS]
         return Answer(usage={}, body=encode({"object": "list", "data": data}))

@@ -216,9 +216,7 @@ class _Reply:
             "status": status,
             "completed_at": int(time.time()) if status == "completed" else None,
             "error": failure if status == "failed" else None,
-            "incomplete_details": (
-                {"reason": "max_output_tokens"} if status == "incomplete" else None
-            ),
+            "incomplete_details": ({"reason": "max_output_tokens"} if status == "incomplete" else None),
             "output": output if ended else [],
             **self.rest,
             "usage": USAGE,
@@ -268,9 +266,7 @@ class _Reply:
 
     def _text(self, number: int) -> list[bytes]:
         place, text = self._place(), self.told.text
-        frames = [
-            self._event(number, "response.content_part.added", {**place, "part": self._part("")})
-        ]
+        frames = [self._event(number, "response.content_part.added", {**place, "part": self._part("")})]
         for piece in self.told.pieces:
             frames.append(self.delta(number + len(frames), piece))
         number += len(frames)

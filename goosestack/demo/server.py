@@ -59,9 +59,7 @@ def make_app(
     return app
 
 
-async def start(
-    app: web.Application, host: str = "127.0.0.1", port: int = 0
-) -> tuple[web.AppRunner, int]:
+async def start(app: web.Application, host: str = "127.0.0.1", port: int = 0) -> tuple[web.AppRunner, int]:
     """Serve an app from `make_app` in this loop; answers the runner, whose `cleanup()` stops it,
     and the port."""
     runner = web.AppRunner(

@@ -156,9 +156,7 @@ class SqliteStore:
 
     # --- the interface ---
 
-    def write(
-        self, verb: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs
-    ) -> asyncio.Future[T]:
+    def write(self, verb: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
         """See `Store.write`. A cancelled caller does not undo its verb: whoever must know awaits to the end."""
         future: asyncio.Future[T] = self._loop.create_future()
         if self._closing is not None:

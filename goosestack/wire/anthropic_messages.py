@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import msgspec
 
 from goosestack.errors import Problem, Unsupported
-from goosestack.wire import Body, Call, Media, Reading, body as fields, envelope, openai_parts
+from goosestack.wire import Body, Call, Media, Reader, Reading, body as fields, envelope, openai_parts
 from goosestack.wire.sse import Frames, data_of
 
 PASSED = frozenset(
@@ -112,7 +112,7 @@ class AnthropicMessages:
                 fits = cap - 256 >= 1024  # the least budget there is, and room for an answer
                 call.body["thinking"] = {**thinking, "budget_tokens": cap - 256} if fits else {"type": "disabled"}
 
-    def reader(self, call: Call, *, keep_text: bool) -> MessagesReader:
+    def reader(self, call: Call, *, keep_text: bool) -> Reader:
         """See `Wire.reader`."""
         return MessagesReader(keep_text=keep_text)
 
@@ -139,7 +139,7 @@ class AnthropicCountTokens(AnthropicMessages):
         call.cap_field = None
         _thinking(call.body)
 
-    def reader(self, call: Call, *, keep_text: bool) -> CountReader:
+    def reader(self, call: Call, *, keep_text: bool) -> Reader:
         """See `Wire.reader`."""
         return CountReader()
 
@@ -192,8 +192,9 @@ def _bound_searches(body: Body) -> int:
                 raise Unsupported(field=f"tools[{position}].type", reason=f"`{kind}`: {reason}", param="tools")
         if kind.startswith("web_search"):
             uses = fields.integer(entry, "max_uses", 1, fields.MOST_TOKENS)
-            entry["max_uses"] = min(uses or MOST_SEARCHES, MOST_SEARCHES)
-            searches += entry["max_uses"]
+            most = min(uses or MOST_SEARCHES, MOST_SEARCHES)
+            entry["max_uses"] = most
+            searches += most
     return searches
 
 
@@ -304,7 +305,7 @@ class _Delta(msgspec.Struct):
 
 class _Message(msgspec.Struct):
     model: str | None = None
-    usage: msgspec.Raw | None = None
+    usage: msgspec.Raw = msgspec.Raw(b"null")
     content: list[_Delta] | None = None
 
 
@@ -312,7 +313,7 @@ class _Event(msgspec.Struct):
     type: str | None = None
     message: _Message | None = None
     delta: _Delta | None = None
-    usage: msgspec.Raw | None = None
+    usage: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class _Count(msgspec.Struct):
@@ -334,7 +335,7 @@ class MessagesReader:
 
     def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
         """See `Reader.feed`."""
-        passed = []
+        passed: list[bytes] = []
         for frame in self._frames.feed(data):
             payload = data_of(frame)
             if payload and self._event(payload):
@@ -363,8 +364,7 @@ class MessagesReader:
                 self.reading.saw(text)
         if event.message is not None:
             self._take(event.message)
-        if event.usage is not None:
-            self._report(bytes(event.usage))
+        self._report(bytes(event.usage))
         self.reading.error = event.type == "error"
         return event.type in ("message_stop", "error")
 
@@ -373,8 +373,7 @@ class MessagesReader:
         for block in message.content or ():
             for text in (block.text, block.partial_json, block.thinking):
                 self.reading.saw(text)
-        if message.usage is not None:
-            self._report(bytes(message.usage))
+        self._report(bytes(message.usage))
 
     def _report(self, raw: bytes) -> None:
         """Overwrite with what is reported now: cumulative, so that no count falls."""

@@ -62,9 +62,7 @@ def drive(ours: Processes, kind: str, candidate: Candidate, connections: int, s:
     )
 
 
-def run(
-    ours: Processes, names: Sequence[str], rounds: int, seconds: int
-) -> tuple[dict[str, Any], bool]:
+def run(ours: Processes, names: Sequence[str], rounds: int, seconds: int) -> tuple[dict[str, Any], bool]:
     """Drives every candidate at every concurrency in turn, prints; the figures, and if billed."""
     write_files(ours.work)
     base = start_upstream(ours)
@@ -95,9 +93,7 @@ def run(
         {"kind": k, "connections": c, "name": n, "rounds": [asdict(cell) for cell in cells]}
         for (k, c, n), cells in results.items()
     ]
-    starts = {
-        c.name: {"start_s": median(c.starts_s), "idle_mb": c.idle_mb} for c in candidates if c.pid
-    }
+    starts = {c.name: {"start_s": median(c.starts_s), "idle_mb": c.idle_mb} for c in candidates if c.pid}
     return {"load": cells, "processes": starts}, sound
 
 
@@ -157,9 +153,7 @@ def print_targets(results: Cells, candidates: Sequence[Candidate]) -> None:
     target("idle memory", max(c.idle_mb for c in mine), IDLE_MB, "", unit="MB")
 
 
-def target(
-    what: str, got: float, wanted: float, note: str, *, unit: str = "", least: bool = False
-) -> None:
+def target(what: str, got: float, wanted: float, note: str, *, unit: str = "", least: bool = False) -> None:
     """Prints a figure beside its target and, as a note, what the same machine does without us."""
     met = got >= wanted if least else got <= wanted
     aim = f"target {'>=' if least else '<='} {wanted:,g} {unit}"

@@ -173,9 +173,7 @@ def load(ours: Processes, candidate: Candidate, streams: int, chunks: int) -> di
     return seen
 
 
-def run(
-    ours: Processes, names: Sequence[str], rounds: int, streams: int, seconds: int
-) -> tuple[dict[str, Any], bool]:
+def run(ours: Processes, names: Sequence[str], rounds: int, streams: int, seconds: int) -> tuple[dict[str, Any], bool]:
     """Each candidate in turn, each time a new process; prints; the figures, and if billed."""
     port, sound = free_port(), True
     command = [sys.executable, __file__, "upstream", str(port)]

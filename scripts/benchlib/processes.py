@@ -66,9 +66,7 @@ class Processes:
     work: Path
     running: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def start(
-        self, name: str, command: Sequence[str], core: int, env: Mapping[str, str]
-    ) -> subprocess.Popen[bytes]:
+    def start(self, name: str, command: Sequence[str], core: int, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
         """Starts a command on a core, in a session of its own, its output in NAME.log."""
         with (self.work / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(

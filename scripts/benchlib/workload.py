@@ -133,10 +133,7 @@ def write_files(work: Path) -> None:
 
 def nginx_config(work: Path, name: str, port: int, peer: int | None = None) -> Path:
     """Writes the configuration of the upstream or, where there is a peer's port, of a proxy."""
-    answers = [
-        CANNED.format(work=work, kind=k, mime=MIME[k], ssi="on" if k == "stream" else "off")
-        for k in KINDS
-    ]
+    answers = [CANNED.format(work=work, kind=k, mime=MIME[k], ssi="on" if k == "stream" else "off") for k in KINDS]
     locations = "".join(answers) if peer is None else PROXY
     values = {"work": work, "name": name, "port": port, "peer": peer or port}
     path = work / f"{name}.conf"

@@ -1,0 +1,31 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.world import World
+
+
+@pytest.fixture(scope="session")
+def shared_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """One daemon for all tests that need no settings of their own."""
+    world = World.create(tmp_path_factory.mktemp("world"), DISCONNECT_GRACE_S="1", DRAIN_S="5")
+    yield world
+    world.close()
+
+
+@pytest.fixture
+def world(shared_world: World) -> Iterator[World]:
+    """The shared daemon; when the test has ended, nothing is in flight and the books add up."""
+    yield shared_world
+    shared_world.check()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An empty folder, for a world of the test's own."""
+    return tmp_path
