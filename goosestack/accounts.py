@@ -16,14 +16,10 @@ from goosestack.ledger import open_account
 from goosestack.store import Tx
 
 KEY_PREFIX = "gsk_"
-_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's base 32: sorts like the number it stands for
 
 
 class AccountError(Exception):
     """What an operator or a user asked for cannot be done; the text says why."""
-
-
-_SHIFTS = tuple(range(125, -1, -5))
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +30,16 @@ class Principal:
     key_id: str
     account_id: int
     """The account in `usd_cents`."""
-    pro_until: str | None
 
 
 def new_id(prefix: str) -> str:
-    """An id that sorts by its time of birth: 48 bits of milliseconds and 80 random ones, as `req_0M2...`."""
-    return _id(prefix, time.time_ns() // 1_000_000, int.from_bytes(os.urandom(10), "big"))
+    """An id that sorts by its time of birth: 48 bits of milliseconds and 80 random ones, in hex."""
+    return f"{prefix}{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
 
 
 def first_id(prefix: str, timestamp: float) -> str:
     """What sorts before every id that was made at this time (seconds) or later."""
-    return _id(prefix, max(0, int(timestamp * 1000)), 0)
-
-
-def _id(prefix: str, milliseconds: int, rest: int) -> str:
-    number = milliseconds << 80 | rest
-    return prefix + "".join([_ALPHABET[number >> shift & 31] for shift in _SHIFTS])
+    return f"{prefix}{max(0, int(timestamp * 1000)):012x}"
 
 
 def hash_key(key: str) -> str:
@@ -84,7 +74,7 @@ def sign_up(tx: Tx, email: str, name: str, now: str) -> dict[str, str]:
 def find_principal(tx: Tx, key_hash: str) -> Principal | None:
     """Whom a key stands for; None where it is unknown or revoked."""
     row = tx.execute(
-        "SELECT k.user_id, k.id, a.id, u.pro_until FROM api_keys k JOIN users u ON u.id = k.user_id"
+        "SELECT k.user_id, k.id, a.id FROM api_keys k"
         " JOIN accounts a ON a.user_id = k.user_id AND a.unit = 'usd_cents' AND a.ref = ''"
         " WHERE k.key_hash = ? AND k.revoked = 0",
         (key_hash,),
@@ -100,6 +90,12 @@ def find_user(tx: Tx, name: str) -> str:
     if len(rows) > 1:
         raise AccountError(f"several users have the e-mail {name}; name one by id")
     return str(rows[0][0])
+
+
+def pro_until(tx: Tx, user_id: str) -> str | None:
+    """Until when the user may bring their own provider key; None for not at all."""
+    row = tx.execute("SELECT pro_until FROM users WHERE id = ?", (user_id,)).fetchone()
+    return None if row is None else row[0]
 
 
 def set_pro(tx: Tx, user_id: str, until: str | None) -> None:

@@ -152,7 +152,8 @@ class Api:
         if cursor is not None and (len(cursor) > 64 or not cursor.isascii() or not cursor.startswith("req_")):
             raise errors.Invalid(reason="`cursor` must be the `next_cursor` of an earlier answer", param="cursor")
         answer = await store.read(_usage, caller, start, since, until, cursor, limit)
-        answer["pro"] = caller.pro_until is not None and caller.pro_until > self._gateway.now()
+        until_pro = answer["pro_until"]
+        answer["pro"] = isinstance(until_pro, str) and until_pro > self._gateway.now()
         return JSONResponse(answer)
 
     async def holds(self, request: Request) -> Response:
@@ -241,7 +242,7 @@ def _usage(
         "held_cents": funds["held_cents"],
         "available_cents": funds["available_cents"],
         "pro": False,
-        "pro_until": caller.pro_until,
+        "pro_until": accounts.pro_until(tx, caller.user_id),
         "usage_30d": usage.by_model(tx, caller.user_id, start, until),
         "recent_requests": rows,
         "next_cursor": rows[-1]["id"] if len(rows) == limit else None,

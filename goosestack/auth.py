@@ -13,6 +13,9 @@ from goosestack.store import Store
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
 _KEY = re.compile(r"gsk_[A-Za-z0-9_-]{32,64}")
+MOST_KNOWN = 10_000
+"""Keys that are remembered; with more, all are looked up anew."""
+
 _PROVIDER_KEY = re.compile(r"[\x21-\x7e]{8,512}")
 
 
@@ -23,18 +26,35 @@ class Identifier(Protocol):
         """Whom the credential stands for; None where it is not of this kind, or proves nothing."""
         ...
 
+    def forget(self, key_id: str) -> None:
+        """A key stands for nobody any more."""
+        ...
+
 
 class Keys:
     """`gsk_` keys, looked up by hash: nothing of what the caller sends ever meets SQL or is compared in clear."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._known: dict[str, Principal] = {}
 
     async def identify(self, credential: str) -> Principal | None:
-        """See `Identifier.identify`."""
+        """See `Identifier.identify`. A key that was good is remembered until it is revoked, by its whole hash."""
         if _KEY.fullmatch(credential) is None:
             return None
-        return self._store.peek(find_principal, hash_key(credential))
+        key_hash = hash_key(credential)
+        principal = self._known.get(key_hash)
+        if principal is None:
+            principal = self._store.peek(find_principal, key_hash)
+            if principal is not None:
+                if len(self._known) >= MOST_KNOWN:
+                    self._known.clear()
+                self._known[key_hash] = principal
+        return principal
+
+    def forget(self, key_id: str) -> None:
+        """A key was revoked."""
+        self._known = {known: principal for known, principal in self._known.items() if principal.key_id != key_id}
 
 
 def credential(headers: RawHeaders) -> str | None:

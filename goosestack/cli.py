@@ -117,7 +117,7 @@ async def _serve(config: Config, ready: Callable[[str], None]) -> None:
         )
         sockets = [server.config.bind_socket()]
         host, port = sockets[0].getsockname()[:2]
-        parts.gateway.log.event(20, "listening", app.utc_now(), host=host, port=port, version=__version__)
+        parts.gateway.log.info("listening", app.utc_now(), host=host, port=port, version=__version__)
         ready(f"http://{host}:{port}")
         await server.serve(sockets)
 

@@ -61,7 +61,7 @@ def charge(made: Bid, reading: Reading, usage: Usage, book: PriceBook, terms: Te
         return Charge(0, 0, usage.counts())
     if provider.reports_cost and reading.cost is not None and not asked.by_operator:
         if reading.cost.is_finite() and 0 <= reading.cost < _MOST_COST:
-            nanos = terms.apply(reading.cost * 10**12)
+            nanos = terms.apply(math.ceil(reading.cost * 10**12))
             if nanos <= made.at_most:
                 return Charge(nanos, nanos, usage.counts())
     answered = book.find_reported(provider.name, reading.model) if reading.model else None

@@ -9,14 +9,13 @@ owns the money: it outlives the client, and ends every hold that it made, whatev
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from goosestack import bidding, costing, errors, ledger, pricing
-from goosestack.accounts import Principal
+from goosestack.accounts import Principal, pro_until
 from goosestack.auth import Identifier, identify, provider_key
 from goosestack.bidding import THREAD_ABOVE_BYTES, Bid, Policy
 from goosestack.http import Answer, Broken, Client, Lost, NotSent
@@ -42,7 +41,13 @@ RELAYED = frozenset((400, 404, 413, 422, 429, 529))
 """What a provider's refusal is passed on as it is: agents recover by its text."""
 
 _PASSED_HEADERS = ("content-type", "retry-after", "retry-after-ms", "x-should-retry", "openai-processing-ms")
-_OPERATORS_FAULT = (b"insufficient_quota", b"credit balance is too low", b"billing_hard_limit", b"budget_exceeded")
+_OPERATORS_FAULT = (
+    b"insufficient_quota",
+    b"credit balance is too low",
+    b"billing_hard_limit",
+    b"budget_exceeded",
+    b"spend_limit_reached",
+)
 _STREAM_HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache",
@@ -123,7 +128,7 @@ class Gateway:
     def alert(self, kind: str, **facts: object) -> None:
         """Tell the operator of something to look at."""
         self.metrics.alerts.labels(kind).inc()
-        self.log.event(logging.WARNING, "alert", self.now(), kind=kind, **facts)
+        self.log.warning("alert", self.now(), kind=kind, **facts)
 
     def tick(self) -> None:
         """Every second: keep quiet streams alive, drop clients who stopped reading."""
@@ -138,7 +143,10 @@ class Gateway:
             await self.store.write(_journal_all, due)
 
     def end_of_key(self, key_id: str) -> None:
-        """End delivery of a revoked key's live answers at once; each settles by the rule for a client who has gone."""
+        """A key was revoked: its next request fails, and delivery of its live answers ends at once; each of them
+        settles by the rule for a client who has gone. Whoever revokes calls this, once that is committed."""
+        for identifier in self.identifiers:
+            identifier.forget(key_id)
         for relay in tuple(self.live.values()):
             if relay.caller.key_id == key_id:
                 relay.end("its key was revoked")
@@ -178,7 +186,7 @@ async def relay(gateway: Gateway, wire: Wire, scope: Scope, receive: Receive) ->
             gateway.policy,
             wire,
             call,
-            _vendor_headers(scope),
+            _vendor_headers(scope) if wire.dialect == "anthropic" else {},
             account_id=caller.account_id,
             own_key=own_key,
             today=gateway.now()[:10],
@@ -191,7 +199,8 @@ async def relay(gateway: Gateway, wire: Wire, scope: Scope, receive: Receive) ->
 
 def require_pro(caller: Principal, gateway: Gateway) -> None:
     """Only Pro brings a key of its own; a lapsed plan is never quietly charged to credits."""
-    if caller.pro_until is None or caller.pro_until <= gateway.now():
+    until = gateway.store.peek(pro_until, caller.user_id)
+    if until is None or until <= gateway.now():
         raise errors.NotPro(where=bidding.where_to_pay(gateway.policy.public_url))
 
 
@@ -325,7 +334,7 @@ class Relay:
     async def _authorize(self) -> None:
         bid, gateway = self.bid, self.gateway
         available = await self._hold(bid.at_most)
-        if self.held is None:
+        if self.held is None and available > 0:
             await bidding.tighten(bid, gateway.policy, gateway.tokenizer, gateway.client, self._today())
             available = await self._hold(bid.at_least)
         if self.held is None:
@@ -414,7 +423,7 @@ class Relay:
             if last is not None:
                 failed = reader.reading.error
                 await self._settle(await self._charge(), "upstream_error" if failed else "completed")
-                pipe.put_now(self._comment() + (self._clean(last) if failed else last), self._loop.time())
+                pipe.put_now(self._comment() + (self._failure(last) if failed else last), self._loop.time())
                 return
         raise Broken("it ended early")
 
@@ -435,6 +444,14 @@ class Relay:
             self._begin(Head(status, self._passed(answer), self._clean(body)))
         else:
             raise errors.UpstreamUnavailable(detail=f"status {status}")
+
+    def _failure(self, frame: bytes) -> bytes:
+        """The provider's own error frame, as far as it concerns the caller."""
+        if not self.bid.own_key and any(mark in frame for mark in _OPERATORS_FAULT):
+            provider = self.bid.offer.provider.name
+            self.gateway.alert("provider_refuses_operator", provider=provider, request_id=self.id)
+            return self.wire.error_frame(errors.OperatorProblem(), self.id)
+        return self._clean(frame)
 
     def _begin(self, head: Head) -> None:
         if not self.head.done():
@@ -593,8 +610,9 @@ class Relay:
         bid, model = self.bid, self.bid.offer.model
         if not bid.call.stream or bid.own_key:
             return bid.own_key
-        in_sight = model is None or not model.reasoning or bid.call.output_in_sight
-        return in_sight and not bid.offer.provider.bills_cut_calls
+        if bid.call.web_searches or bid.offer.provider.bills_cut_calls:
+            return False
+        return model is None or not model.reasoning or bid.call.output_in_sight
 
     def _leaving(self) -> bool:
         """Whether it was the client's leaving, and not the deadline, that ran out of time."""
@@ -616,11 +634,13 @@ class Relay:
         receipt = self.receipt
         if not isinstance(receipt, Settled):
             return {}
-        return {
+        told = {
             "x-goosestack-cost-usd": pricing.dollars(receipt.nanos),
             "x-goosestack-cost-cents": str(receipt.billed),
-            "x-goosestack-balance-cents": str(receipt.balance),
         }
+        if self.bid.account_id is not None:  # else no account was asked for its balance
+            told["x-goosestack-balance-cents"] = str(receipt.balance)
+        return told
 
     def _comment(self) -> bytes:
         told = " ".join(f"{name.removeprefix('x-goosestack-')}={value}" for name, value in self._cost_headers().items())
@@ -666,8 +686,7 @@ class Relay:
         if self._answered is not None:
             gateway.metrics.first_seconds.labels(self.wire.name).observe(self._answered - self._started)
         settled = receipt if isinstance(receipt, Settled) else None
-        gateway.log.event(
-            logging.INFO,
+        gateway.log.info(
             "request",
             gateway.now(),
             id=self.id,

@@ -112,8 +112,10 @@ def post(tx: Tx, account_id: int, kind: str, ref: str, amount: int, now: str, no
     """Post an entry of `amount` units (negative takes away); False where `(kind, ref)` was posted before.
 
     Raises LedgerError where the same ref stands for another movement, where the balance would leave its
-    bounds, or where holds stand on what is to be taken away.
+    bounds (also by an amount that is none), or where holds stand on what is to be taken away.
     """
+    if not 0 < abs(amount) <= MOST_UNITS:
+        raise LedgerError(f"{kind} {ref}: {amount:+d} is no movement")
     seen = tx.execute("SELECT account_id, amount FROM entries WHERE kind = ? AND ref = ?", (kind, ref)).fetchone()
     if seen is not None:
         if (seen[0], seen[1]) != (account_id, amount):
@@ -209,8 +211,11 @@ def settle(tx: Tx, hold_id: str, charge: Charge, reason: str, now: str) -> Settl
 
     The charge takes what the account has (this hold and whatever else is available), never more: the
     difference is the row's `shortfall`. Settling again changes nothing, except that a row that was settled on
-    an estimate is corrected once by a charge that is not one. A released hold is an error.
+    an estimate is corrected once by a charge that is not one. A released hold is an error, and so is a charge below
+    zero: a request never adds to a balance.
     """
+    if charge.amount < 0:
+        raise LedgerError(f"hold {hold_id} cannot be charged {charge.amount}")
     row = tx.execute("SELECT status, account_id, held, estimated FROM usage_log WHERE id = ?", (hold_id,)).fetchone()
     if row is None or row[0] == "released":
         raise LedgerError(f"hold {hold_id} cannot be settled: it was {row[0] if row else 'never made'}")
@@ -223,12 +228,14 @@ def settle(tx: Tx, hold_id: str, charge: Charge, reason: str, now: str) -> Settl
     if account_id is not None:
         charged, billed, balance, available = _take(tx, account_id, held, charge.amount, now)
     tx.execute(
-        f"UPDATE usage_log SET status = 'settled', reason = ?, charged = ?, billed = ?, cost_nanos = ?, shortfall = ?,"
+        f"UPDATE usage_log SET status = 'settled', reason = ?, charged = ?, billed = ?,"
+        " cost_cents = CASE unit WHEN 'usd_cents' THEN ? ELSE 0 END, cost_nanos = ?, shortfall = ?,"
         f" estimated = ?, {_SET_COUNTS}, progress = NULL, ended_at = ?,"
         " settled_seq = (SELECT coalesce(max(settled_seq), 0) + 1 FROM usage_log) WHERE id = ? AND status = 'held'",
         (
             reason,
             charged,
+            billed,
             billed,
             charge.nanos,
             charge.amount - charged,
@@ -273,8 +280,8 @@ def _correct(tx: Tx, hold_id: str, charge: Charge, reason: str, now: str) -> Non
         taken, billed, _, _ = _take(tx, account_id, 0, due, now)
     tx.execute(
         f"INSERT INTO usage_log (id, user_id, key_id, account_id, unit, process_id, wire, provider, model, {names},"
-        " status, reason, quote, held, billed, shortfall, settled_seq, created_at, ended_at)"
-        f" VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, {', '.join('?' * (2 + len(COUNTS)))}, 'settled', ?, 0, 0, ?, ?,"
+        " status, reason, quote, held, billed, cost_cents, shortfall, settled_seq, created_at, ended_at)"
+        f" VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, {', '.join('?' * (2 + len(COUNTS)))}, 'settled', ?, 0, 0, ?, ?, ?,"
         " (SELECT coalesce(max(settled_seq), 0) + 1 FROM usage_log), ?, ?)",
         (
             f"{hold_id}.c",
@@ -284,6 +291,7 @@ def _correct(tx: Tx, hold_id: str, charge: Charge, reason: str, now: str) -> Non
             *(new - was for new, was in zip(charge.counts, counts, strict=True)),
             f"correction: {reason}",
             billed,
+            billed if old[3] == "usd_cents" else 0,
             due - taken,
             now,
             now,
@@ -331,11 +339,11 @@ def recover(tx: Tx, process_id: int, now: str) -> tuple[int, int]:
     """
     rows = tx.execute(
         f"SELECT id, progress, cost_nanos, {', '.join(COUNTS)} FROM usage_log"
-        " WHERE status = 'held' AND process_id <> ? ORDER BY id",
+        " WHERE status = 'held' AND process_id <> ?",  # not ordered here: that would scan every row there ever was
         (process_id,),
     ).fetchall()
     settled = 0
-    for hold_id, progress, nanos, *counts in rows:
+    for hold_id, progress, nanos, *counts in sorted(rows):
         if progress is None:
             release(tx, hold_id, "interrupted", now)
         else:
@@ -391,8 +399,9 @@ def check(tx: Tx, *, full: bool) -> Books:
             SELECT account_id, sum(billed) AS billed, sum(charged) AS charged FROM usage_log
             WHERE settled_seq > (SELECT settled_seq FROM since) GROUP BY account_id
         ), entered AS (
-            SELECT account_id, sum(amount) AS amount FROM entries
-            WHERE seq > (SELECT entry_seq FROM since) GROUP BY account_id
+            SELECT CAST(account_id AS BIGINT) AS account_id, sum(amount) AS amount FROM entries
+            WHERE seq > (SELECT entry_seq FROM since)
+            GROUP BY CAST(account_id AS BIGINT)  -- by the column itself, SQLite would scan all entries by account
         ), held AS (
             SELECT account_id, sum(held) AS held FROM usage_log WHERE status = 'held' GROUP BY account_id
         )
@@ -425,9 +434,8 @@ def check(tx: Tx, *, full: bool) -> Books:
 
 def _wrong_rows(tx: Tx) -> Iterable[tuple[str, str]]:
     latest = tx.execute("SELECT coalesce(max(id), 0) FROM processes").fetchone()[0]
-    for (hold_id,) in tx.execute(
-        "SELECT id FROM usage_log WHERE status = 'held' AND process_id < ? ORDER BY id", (latest,)
-    ):
+    rows = tx.execute("SELECT id FROM usage_log WHERE status = 'held' AND process_id < ?", (latest,)).fetchall()
+    for (hold_id,) in sorted(rows):  # not ordered there: that would scan every row there ever was
         yield hold_id, "held by a process that is gone"
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
+import os
 import re
-import sys
 from collections.abc import Iterable
 
 _SHAPES = (
@@ -34,28 +33,41 @@ def redact_bytes(data: bytes, secrets: Iterable[str]) -> bytes:
     return _IDS.sub(b"[redacted]", _SECRET_BYTES.sub(b"[redacted]", data))
 
 
+_MARKS = ("gsk_", "sk-", "sk_", "rk_", "whsec_", "eyJ")
+"""What every shape begins with: a line without any of these need not be searched."""
+
+LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+
 class Log:
     """Writes events of at least one level. Values are capped, so that no caller decides how long a line is."""
 
-    def __init__(self, level: str = "info") -> None:
-        self._logger = logging.getLogger("goosestack")
-        self._logger.setLevel(level.upper())
-        self._logger.propagate = False
-        self._logger.handlers = [_handler()]
+    def __init__(self, level: str = "info", descriptor: int = 1) -> None:
+        self._least, self._descriptor = LEVELS[level], descriptor
 
-    def event(self, level: int, event: str, at: str, **facts: object) -> None:
+    def info(self, event: str, at: str, **facts: object) -> None:
         """One line: `at`, `level`, `event` and the facts that are not None."""
-        if self._logger.isEnabledFor(level):
-            line: dict[str, object] = {"at": at, "level": logging.getLevelName(level).lower(), "event": event}
-            line.update((name, _capped(value)) for name, value in facts.items() if value is not None)
-            self._logger.log(level, redact(json.dumps(line, separators=(",", ":"), default=str)))
+        self._write("info", event, at, facts)
+
+    def warning(self, event: str, at: str, **facts: object) -> None:
+        """The same, for what the operator should look at."""
+        self._write("warning", event, at, facts)
+
+    def _write(self, level: str, event: str, at: str, facts: dict[str, object]) -> None:
+        if LEVELS[level] >= self._least:
+            line: dict[str, object] = {"at": at, "level": level, "event": event}
+            for name, value in facts.items():
+                if value is not None:
+                    line[name] = value[:_MOST] if type(value) is str else value
+            text = _ENCODER.encode(line)
+            if any(mark in text for mark in _MARKS):
+                text = redact(text)
+            try:
+                os.write(self._descriptor, text.encode("utf-8", "replace") + b"\n")
+            except OSError:
+                pass  # a log that cannot be written must not stop what is logged
 
 
-def _capped(value: object) -> object:
-    return value[:_MOST] if isinstance(value, str) else value
-
-
-def _handler() -> logging.Handler:
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    return handler
+_ENCODER = json.JSONEncoder(
+    separators=(",", ":"), default=str
+)  # ASCII, so that no control character reaches a terminal

@@ -124,14 +124,15 @@ class Model:
 
     def rates_of(self, tier: str, today: str) -> list[Rate]:
         """The tier's rates in force today, by rising threshold."""
-        return sorted((rate for rate in self._in_force(today) if rate.tier == tier), key=lambda rate: rate.above)
+        return [rate for rate in self._in_force(today) if rate.tier == tier]
 
-    def _in_force(self, today: str) -> list[Rate]:
-        """The rates of the latest date that has come: a later set replaces an earlier one whole."""
-        if len({rate.since for rate in self.rates}) == 1:
-            return list(self.rates)
+    def _in_force(self, today: str) -> tuple[Rate, ...]:
+        """The rates of the latest date that has come: a later set replaces an earlier one whole. A book's rates are
+        ordered by date, then threshold."""
+        if self.rates[0].since == self.rates[-1].since:
+            return self.rates
         latest = max((rate.since for rate in self.rates if rate.since <= today), default="")
-        return [rate for rate in self.rates if rate.since == latest]
+        return tuple(rate for rate in self.rates if rate.since == latest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,26 +157,24 @@ class Terms:
     whole: int = 1
     """Nanodollars that a call is rounded up to a multiple of: 1, or a whole cent."""
 
-    def apply(self, picos: Decimal | int) -> int:
-        """Nanodollars for `picos` picodollars: with the markup, rounded up, once."""
-        exact = Decimal(picos) * (100 + self.markup) / 100_000
-        nanos = int(exact.to_integral_value(ROUND_CEILING))
-        return -(-nanos // self.whole) * self.whole
+    def apply(self, picos: int, percent: int = 100) -> int:
+        """Nanodollars for `percent` of so many picodollars: with the markup, rounded up, once."""
+        with_markup = 1_000_000 + int(self.markup * 10_000)  # exact: a markup has at most 4 decimals
+        return -(-picos * percent * with_markup // (100_000_000_000 * self.whole)) * self.whole
 
 
 def quote(model: Model, demand: Demand, terms: Terms, today: str) -> int:
     """The most that `demand` can cost, in nanodollars: never below `charge` for any usage within it."""
     searched = demand.web_searches
     total_input = demand.input + searched * WEB_SEARCH_INPUT
-    rates = [  # the standard ones too: a provider may serve, and report, a lower tier than was asked for
-        rate
-        for rate in {*model.rates_of(demand.tier, today), *model.rates_of(STANDARD, today)}
-        if rate.above < max(total_input, 1)
-    ]
+    rates = model.rates_of(demand.tier, today)
+    if demand.tier != STANDARD:  # a provider may serve, and report, a lower tier than was asked for
+        rates = rates + model.rates_of(STANDARD, today)
+    rates = [rate for rate in rates if rate.above < max(total_input, 1)]
     input_price = max(_dearest_input(rate, demand.long_cache) for rate in rates)
     output_price = max(max(rate.output, rate.output_audio) for rate in rates)
     picos = total_input * input_price + demand.output * output_price
-    return terms.apply(_fees(model, searched) + _uplift(model, picos, demand.us_only))
+    return _nanos(model, picos, searched, demand.us_only, terms)
 
 
 def charge(model: Model, usage: Usage, terms: Terms, today: str, *, tier: str = STANDARD, us_only: bool = False) -> int:
@@ -183,7 +182,7 @@ def charge(model: Model, usage: Usage, terms: Terms, today: str, *, tier: str = 
     rates = model.rates_of(tier, today) or model.rates_of(STANDARD, today)
     rate = [rate for rate in rates if rate.above < max(usage.all_input, 1)][-1]
     picos = sum(getattr(usage, name) * getattr(rate, name) for name in CLASSES)
-    return terms.apply(_fees(model, usage.web_searches) + _uplift(model, picos, us_only))
+    return _nanos(model, picos, usage.web_searches, us_only, terms)
 
 
 def affordable_output(model: Model, demand: Demand, terms: Terms, today: str, nanos: int) -> int:
@@ -203,12 +202,11 @@ def _dearest_input(rate: Rate, long_cache: bool) -> int:
     return max([*prices, rate.cache_write_long] if long_cache else prices)
 
 
-def _fees(model: Model, web_searches: int) -> int:
-    return web_searches * (model.web_search or 0) * 1000
-
-
-def _uplift(model: Model, picos: int, us_only: bool) -> Decimal:
-    return Decimal(picos) * model.us_percent / 100 if us_only else Decimal(picos)
+def _nanos(model: Model, picos: int, web_searches: int, us_only: bool, terms: Terms) -> int:
+    """The one place that rounds: tokens (dearer where they must stay in the US) and fees, in nanodollars."""
+    percent = model.us_percent if us_only else 100
+    hundredths = picos * percent + web_searches * (model.web_search or 0) * 100_000
+    return terms.apply(hundredths, 1)
 
 
 # --- the book -------------------------------------------------------------------------------------------------
@@ -270,7 +268,8 @@ def _no_floats(text: str) -> int:
 def _model(entry: Mapping[str, Any]) -> Model:
     where = f"{entry.get('provider')}/{entry.get('id')}"
     chat = entry["kind"] == "chat"
-    rates = tuple(_rate(raw, where, chat) for raw in entry["rates"])
+    found = (_rate(raw, where, chat) for raw in entry["rates"])
+    rates = tuple(sorted(found, key=lambda rate: (rate.since, rate.above)))
     if not any(rate.tier == STANDARD and rate.above == 0 for rate in rates):
         raise PriceError(f"{where} has no standard price")
     return Model(

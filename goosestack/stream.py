@@ -93,14 +93,15 @@ def _wake(waiter: asyncio.Future[None] | None) -> None:
 async def surely(future: asyncio.Future[T], then: Callable[[T], None]) -> None:
     """Await a write to its end, also when cancelled meanwhile; `then` has its answer before anything is raised.
 
-    Whoever waits for money must learn what became of it: a cancelled `await` would leave that open.
+    Whoever waits for money must learn what became of it: a cancelled `await` would leave that open. The future is one
+    that a store gave, which cannot be cancelled.
     """
     interrupted: BaseException | None = None
     while not future.done():
         try:
-            await asyncio.shield(future)
+            await future
         except BaseException as error:
-            if future.done() and not future.cancelled() and future.exception() is error:
+            if future.done() and future.exception() is error:
                 break
             interrupted = error
     then(future.result())

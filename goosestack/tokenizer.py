@@ -63,11 +63,8 @@ class Tokenizer:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._loaded: dict[str, _Encoding | None] = {}
-
-    @property
-    def installed(self) -> bool:
-        """Whether chat can be counted."""
-        return path_of(self._folder, "o200k_base").is_file()
+        self.installed = path_of(folder, "o200k_base").is_file()
+        """Whether chat can be counted; ranks that are installed later are found at the next start."""
 
     async def count(self, data: bytes, *, embedding: bool = False) -> int | None:
         """At least as many tokens as the text has for OpenAI's models; None where that cannot be told."""

@@ -81,7 +81,7 @@ MIGRATIONS: tuple[str, ...] = (
         progress                INTEGER CHECK (progress >= 0),
         charged                 INTEGER NOT NULL DEFAULT 0,
         billed                  INTEGER NOT NULL DEFAULT 0,
-        cost_cents              INTEGER GENERATED ALWAYS AS (CASE unit WHEN 'usd_cents' THEN billed ELSE 0 END) VIRTUAL,
+        cost_cents              INTEGER NOT NULL DEFAULT 0,
         cost_nanos              INTEGER NOT NULL DEFAULT 0,
         shortfall               INTEGER NOT NULL DEFAULT 0 CHECK (shortfall >= 0),
         estimated               INTEGER NOT NULL DEFAULT 0 CHECK (estimated IN (0, 1)),
@@ -100,6 +100,7 @@ MIGRATIONS: tuple[str, ...] = (
         CHECK ((status = 'settled') = (settled_seq IS NOT NULL)),
         CHECK ((status = 'held') = (ended_at IS NULL)),
         CHECK (status = 'settled' OR (charged = 0 AND billed = 0 AND shortfall = 0)),
+        CHECK (cost_cents = CASE unit WHEN 'usd_cents' THEN billed ELSE 0 END),
         CHECK (account_id IS NOT NULL OR (held = 0 AND charged = 0 AND billed = 0))
     ) STRICT;
     CREATE INDEX usage_log_by_user ON usage_log (user_id, id);

@@ -65,6 +65,14 @@ def _end_process(why: str) -> NoReturn:
     os._exit(70)
 
 
+class Written(asyncio.Future[T]):
+    """The answer of a write, which cannot be cancelled: what was asked for happens, whoever still waits for it."""
+
+    def cancel(self, msg: object = None) -> bool:
+        """Do nothing; a task that waits here is cancelled once the answer has come."""
+        return False
+
+
 class Lock:
     """The exclusive lock beside a database: whoever holds it is the one process that writes.
 
@@ -157,8 +165,8 @@ class SqliteStore:
     # --- the interface ---
 
     def write(self, verb: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
-        """See `Store.write`. A cancelled caller does not undo its verb: whoever must know awaits to the end."""
-        future: asyncio.Future[T] = self._loop.create_future()
+        """See `Store.write`."""
+        future: Written[T] = Written(loop=self._loop)
         if self._closing is not None:
             future.set_exception(StoreUnavailable())
             return future

@@ -18,12 +18,12 @@ from goosestack.wire.sse import Frames, data_of
 
 PASSED = frozenset(
     """cache_control context_hint metadata output_config output_format stop_sequences temperature tool_choice top_k
-    top_p diagnostics""".split()
+    top_p""".split()
 )
 """What does not change the price, or only within the cap."""
 
 CONTROLLED = frozenset(
-    """context_management inference_geo max_tokens messages model service_tier speed stream system thinking
+    """context_management diagnostics inference_geo max_tokens messages model service_tier speed stream system thinking
     tools""".split()
 )
 """What the gate prices by, bounds or sets."""
@@ -32,6 +32,7 @@ _OPERATORS = "it belongs to the operator's account"
 _UNBOUNDED = "its cost is not bounded by `max_tokens`"
 REFUSED = {
     "billing_policy": _OPERATORS,
+    "compaction": _UNBOUNDED,
     "container": _OPERATORS,
     "fallback_credit_token": _OPERATORS,
     "fallbacks": "the answer may come from another model at another price",
@@ -217,6 +218,10 @@ def _count_input(call: Call) -> None:
             kind = fields.mapping(edit, "context_management.edits").get("type")
             if type(kind) is not str or not kind.startswith("clear_"):
                 raise Unsupported(field="context_management.edits", reason=_UNBOUNDED, param="context_management")
+    diagnostics = body.get("diagnostics")
+    if type(diagnostics) is dict and diagnostics.get("previous_message_id") is not None:
+        reason = REFUSED["previous_message_id"]
+        raise Unsupported(field="diagnostics.previous_message_id", reason=reason, param="diagnostics")
     call.messages = len(messages)
     call.tools = bool(fields.array(body, "tools"))
     call.long_cache = _asks_for_long_cache(body)
@@ -347,7 +352,7 @@ class MessagesReader:
         """See `Reader.whole`."""
         try:
             message = _MESSAGE.decode(data)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except openai_parts.UNREADABLE:
             return False
         self._take(message)
         return message.content is not None
@@ -356,7 +361,7 @@ class MessagesReader:
         """Read one event; whether it ends the stream."""
         try:
             event = _EVENT.decode(payload)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except openai_parts.UNREADABLE:
             self.reading.output_bytes += len(payload)  # unreadable to us: the caller judges it, and it may be output
             return False
         if event.delta is not None:
@@ -381,7 +386,7 @@ class MessagesReader:
             return
         try:
             usage = _USAGE.decode(raw)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except openai_parts.UNREADABLE as error:
             self.reading.nonsense = f"unreadable usage: {type(error).__name__}"
             return
         creation, searches = usage.cache_creation or _Creation(), usage.server_tool_use or _Searches()
@@ -441,7 +446,7 @@ class CountReader:
         """See `Reader.whole`."""
         try:
             msgspec.json.decode(data, type=_Count)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except openai_parts.UNREADABLE:
             return False
         self.reading.usage = {}
         return True

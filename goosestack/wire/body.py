@@ -19,6 +19,10 @@ from goosestack.wire import Body
 
 MOST_DEPTH = 64
 MOST_KEYS = 200_000
+MOST_CONTAINERS = 400_000
+MOST_VALUES = 2_000_000
+"""What a parsed body may consist of: small values take up to 25 times their bytes in memory. Counted as the marks that
+they need (`":`, brackets, commas), which text also has, but no text that a model can read has so many."""
 MOST_TOKENS = 10_000_000
 """A number of tokens above this is a mistake, in any field."""
 
@@ -27,8 +31,9 @@ def parse(raw: bytes) -> Body:
     """The JSON object in `raw`. Raises Invalid."""
     try:
         text = raw.decode("utf-8")
-        if raw.count(b'":') > MOST_KEYS:
-            raise Invalid(reason=f"the body has more than {MOST_KEYS} keys")
+        brackets = raw.count(b"{") + raw.count(b"[")
+        if raw.count(b'":') > MOST_KEYS or brackets > MOST_CONTAINERS or raw.count(b",") > MOST_VALUES:
+            raise Invalid(reason="the body consists of too many values")
         body = _DECODER.decode(text)
         if b"\\u" in raw:
             json.dumps(body, ensure_ascii=False).encode("utf-8")  # a lone surrogate has no UTF-8
@@ -42,7 +47,7 @@ def parse(raw: bytes) -> Body:
         raise Invalid(reason=f"the body is not valid JSON: {_first_line(error)}") from None
     if type(body) is not dict:
         raise Invalid(reason="the body must be a JSON object")
-    if raw.count(b"{") + raw.count(b"[") > MOST_DEPTH and _deeper_than(body, MOST_DEPTH):
+    if brackets > MOST_DEPTH and _deeper_than(body, MOST_DEPTH):
         raise Invalid(reason=f"the body is nested deeper than {MOST_DEPTH} levels")
     return body
 

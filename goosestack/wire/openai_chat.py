@@ -11,7 +11,7 @@ import msgspec
 
 from goosestack.errors import Problem, Unsupported
 from goosestack.wire import Body, Call, Media, Reading, body as fields, envelope, openai_parts
-from goosestack.wire.openai_parts import UNREADABLE, given
+from goosestack.wire.openai_parts import NULL, UNREADABLE, given
 from goosestack.wire.sse import Frames, data_of
 
 PASSED = frozenset(
@@ -130,8 +130,8 @@ class _Piece(msgspec.Struct):
     reasoning_content: str | None = None
     reasoning: str | None = None
     refusal: str | None = None
-    tool_calls: msgspec.Raw | None = None
-    function_call: msgspec.Raw | None = None
+    tool_calls: msgspec.Raw = NULL
+    function_call: msgspec.Raw = NULL
 
 
 class _Choice(msgspec.Struct):
@@ -143,16 +143,16 @@ class _Answer(msgspec.Struct):
     choices: list[_Choice] | None = None
     model: str | None = None
     service_tier: str | None = None
-    usage: msgspec.Raw | None = None
-    error: msgspec.Raw | None = None
+    usage: msgspec.Raw = NULL
+    error: msgspec.Raw = NULL
 
 
 class _Odd(msgspec.Struct):
     """An answer whose choices are not as they should be: what is left to read of it."""
 
-    choices: msgspec.Raw | None = None
-    usage: msgspec.Raw | None = None
-    error: msgspec.Raw | None = None
+    choices: msgspec.Raw = NULL
+    usage: msgspec.Raw = NULL
+    error: msgspec.Raw = NULL
 
 
 class _Function(msgspec.Struct):
@@ -173,9 +173,9 @@ class _Searches(msgspec.Struct):
 class _Usage(msgspec.Struct):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    prompt_tokens_details: msgspec.Raw | None = None
-    completion_tokens_details: msgspec.Raw | None = None
-    server_tool_use_details: msgspec.Raw | None = None
+    prompt_tokens_details: msgspec.Raw = NULL
+    completion_tokens_details: msgspec.Raw = NULL
+    server_tool_use_details: msgspec.Raw = NULL
 
 
 _ANSWER = msgspec.json.Decoder(_Answer)
@@ -200,10 +200,11 @@ class ChatReader:
             payload = data_of(frame)
             if payload.startswith(b"[DONE]"):
                 return b"".join(passed), frame
-            if payload and not self._chunk(payload):
-                continue
+            shown = not payload or self._chunk(payload)
             if self.reading.error:
                 return b"".join(passed), frame
+            if not shown:
+                continue
             passed.append(frame.replace(b',"usage":null', b"") if self._hide else frame)
         return b"".join(passed), None
 
@@ -218,7 +219,7 @@ class ChatReader:
         if chunk is None:
             self.reading.output_bytes += len(payload)  # unreadable to us: the caller judges it, and it may be output
             return True
-        return not (self._hide and chunk.usage is not None and chunk.choices == [])
+        return not (self._hide and given(chunk.usage) is not None and chunk.choices == [])
 
     def _read(self, payload: bytes) -> _Answer | None:
         try:
@@ -234,8 +235,7 @@ class ChatReader:
                 for text in (piece.content, piece.reasoning_content or piece.reasoning, piece.refusal):
                     reading.saw(text)
                 for raw in (piece.tool_calls, piece.function_call):
-                    if raw is not None:
-                        _see_calls(reading, raw)
+                    _see_calls(reading, raw)
         self._end(answer.usage, answer.error)
         return answer
 
@@ -249,7 +249,7 @@ class ChatReader:
         self._end(odd.usage, odd.error)
         return _Answer(choices=None if choices is None else [_Choice()])
 
-    def _end(self, usage: msgspec.Raw | None, error: msgspec.Raw | None) -> None:
+    def _end(self, usage: msgspec.Raw, error: msgspec.Raw) -> None:
         if given(error) is not None:
             self.reading.error = True
         raw = given(usage)
@@ -294,7 +294,7 @@ def _take_usage(reading: Reading, raw: bytes) -> None:
     openai_parts.take_usage(reading, found, openai_parts.cost_of(raw))
 
 
-def _searches(raw: msgspec.Raw | None) -> int | None:
+def _searches(raw: msgspec.Raw) -> int | None:
     found = given(raw)
     try:
         return None if found is None else _SEARCHES.decode(found).web_search_requests

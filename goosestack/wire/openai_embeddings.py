@@ -10,7 +10,7 @@ import msgspec
 
 from goosestack.errors import Problem, Unsupported
 from goosestack.wire import Body, Call, Reading, body as fields, envelope, openai_parts
-from goosestack.wire.openai_parts import UNREADABLE, given
+from goosestack.wire.openai_parts import NULL, UNREADABLE, given
 
 PASSED = frozenset(("dimensions", "encoding_format", "user"))
 """What does not change the price."""
@@ -85,9 +85,9 @@ def _is_tokens(item: object) -> bool:
 
 
 class _Answer(msgspec.Struct):
-    data: msgspec.Raw | None = None
+    data: msgspec.Raw = NULL
     model: str | None = None
-    usage: msgspec.Raw | None = None
+    usage: msgspec.Raw = NULL
 
 
 class _Usage(msgspec.Struct):

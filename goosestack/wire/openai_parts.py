@@ -196,19 +196,19 @@ class _Cost(msgspec.Struct):
 
 _DETAILS = msgspec.json.Decoder(Details)
 _COST = msgspec.json.Decoder(_Cost)
-UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, ArithmeticError)
+NULL = msgspec.Raw(b"null")
+"""What a field that is read later has where it is missing; a raw field cannot be None."""
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, ArithmeticError, RecursionError)
 """What decoding raises where the provider's answer is not what it should be."""
 
 
-def given(raw: msgspec.Raw | None) -> bytes | None:
+def given(raw: msgspec.Raw) -> bytes | None:
     """A value as it stands in the answer; None where it is missing or null."""
-    if raw is None:
-        return None
     found = bytes(raw)
     return None if found == b"null" else found
 
 
-def details(raw: msgspec.Raw | None, reading: Reading) -> Details:
+def details(raw: msgspec.Raw, reading: Reading) -> Details:
     """The details of a total; none where they are missing or cannot be read, so that the total is charged in full."""
     found = given(raw)
     if found is None:

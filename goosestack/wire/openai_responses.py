@@ -16,7 +16,7 @@ import msgspec
 
 from goosestack.errors import Problem, Unsupported
 from goosestack.wire import Body, Call, Reading, body as fields, envelope, openai_parts
-from goosestack.wire.openai_parts import UNREADABLE, Details, given
+from goosestack.wire.openai_parts import NULL, UNREADABLE, Details, given
 from goosestack.wire.sse import Frames, data_of
 
 PASSED = frozenset(
@@ -48,7 +48,7 @@ _CLIENT_TOOLS = openai_parts.CLIENT_TOOLS | {"apply_patch", "local_shell"}
 _PLACED_TOOLS = {"shell": ("environment.type", "local"), "tool_search": ("execution", "client")}
 """Tools that the provider or the caller runs, as a field says: where it stands, and its value for the caller."""
 
-_ITEMS = frozenset(
+ITEMS = frozenset(
     """additional_tools agent_message apply_patch_call apply_patch_call_output configuration_update custom_tool_call
     custom_tool_call_output function_call function_call_output local_shell_call local_shell_call_output message
     reasoning shell_call shell_call_output tool_search_call tool_search_output web_search_call""".split()
@@ -211,7 +211,7 @@ def _read_item(item: Body, where: str, call: Call) -> bool:
     kind = item.get("type", "message" if "role" in item else "item_reference")
     if type(kind) is not str:
         raise fields.invalid(f"{where}.type", "must be a string")
-    if kind not in _ITEMS:
+    if kind not in ITEMS:
         reason = REFUSED_ITEMS.get(kind, "items of this type are not known here")
         raise Unsupported(field=where, reason=f"{openai_parts.shown(kind)}: {reason}", param=where)
     if kind == "message":
@@ -267,23 +267,23 @@ class _Event(msgspec.Struct):
     type: str | None = None
     delta: Any = None
     sequence_number: Any = None
-    response: msgspec.Raw | None = None
+    response: msgspec.Raw = NULL
 
 
 class _Response(msgspec.Struct):
     model: Any = None
     service_tier: Any = None
     status: Any = None
-    output: msgspec.Raw | None = None
-    usage: msgspec.Raw | None = None
-    tool_usage: msgspec.Raw | None = None
+    output: msgspec.Raw = NULL
+    usage: msgspec.Raw = NULL
+    tool_usage: msgspec.Raw = NULL
 
 
 class _Usage(msgspec.Struct):
     input_tokens: int | None = None
     output_tokens: int | None = None
-    input_tokens_details: msgspec.Raw | None = None
-    output_tokens_details: msgspec.Raw | None = None
+    input_tokens_details: msgspec.Raw = NULL
+    output_tokens_details: msgspec.Raw = NULL
 
 
 class _Searches(msgspec.Struct):
@@ -350,7 +350,7 @@ class ResponsesReader:
             reading.saw(delta)
             return False
         last = kind in _TERMINAL
-        if event.response is not None:
+        if given(event.response) is not None:
             self._state(event.response, last)
         reading.error = kind == "error" or (kind == "response.failed" and reading.usage is None)
         return last or reading.error
