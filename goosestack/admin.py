@@ -21,7 +21,7 @@ from goosestack import accounts, ledger
 from goosestack.errors import Refusal, StoreUnavailable
 from goosestack.gateway import Gateway
 from goosestack.store import Store, Tx
-from goosestack.store.sqlite import Lock, SqliteStore, connect_read_only, integrity, migrate, snapshot
+from goosestack.store.sqlite import InUse, Lock, SqliteStore, connect_read_only, integrity, migrate, snapshot
 
 Answer = Any
 _MOST_LINE = 64 * 1024
@@ -195,12 +195,12 @@ async def call(database: Path, verb: str, args: Mapping[str, Any], now: Callable
     while True:
         try:
             lock = Lock(database)
-        except Refusal:
+        except InUse as refusal:
             try:
                 return await _ask_daemon(database, verb, args)
             except (OSError, asyncio.IncompleteReadError):
                 if time.monotonic() > deadline:
-                    raise
+                    raise refusal from None
                 await asyncio.sleep(0.05)  # another command holds the file, or the daemon is just starting
         else:
             break

@@ -7,6 +7,8 @@ them in reverse once the last relay has settled. `create_app` puts the routes on
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import asynccontextmanager
@@ -25,7 +27,6 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from goosestack import __version__, admin, errors, ledger, pricing
-from goosestack.accounts import new_id
 from goosestack.api import Api, Health
 from goosestack.auth import Keys
 from goosestack.bidding import Policy
@@ -162,9 +163,13 @@ async def running(config: Config) -> AsyncIterator[Parts]:
     if not config.db_path.absolute().parent.is_dir():
         raise Refusal(f"there is no folder {config.db_path.absolute().parent} for the database")
     refuse_if_exposed(config.db_path)
-    lock, metrics, log = Lock(config.db_path), Metrics(), Log(config.log_level)
+    lock, metrics, log = (
+        Lock(config.db_path),
+        Metrics(),
+        Log(config.log_level, soon=asyncio.get_running_loop().call_soon),
+    )
     try:
-        store = SqliteStore(config.db_path, on_commit=metrics.committed)
+        store, client = SqliteStore(config.db_path, on_commit=metrics.committed), None
         try:
             process_id = await open_books(store, log)
             client = Client()
@@ -187,9 +192,14 @@ async def running(config: Config) -> AsyncIterator[Parts]:
             health = Health(checked_at=utc_now())
             parts = Parts(config, store, gateway, Api(gateway, health, signups, config.admin_token), health)
             async with _beside(parts):
+                # what is loaded now lives as long as the process: collecting garbage need not look at it again
+                gc.collect()
+                gc.freeze()
+                gc.set_threshold(10_000, 20, 50)
                 yield parts
-            await client.close()
         finally:
+            if client is not None:
+                await client.close()
             await store.close()
     finally:
         lock.release()
@@ -230,10 +240,15 @@ async def open_books(store: SqliteStore, log: Log) -> int:
 def load_prices(config: Config) -> pricing.PriceBook:
     """The price book and the operator's prices. Raises Refusal."""
     generated = (files("goosestack") / "prices.json").read_text()
+    path, operators = config.prices_file, ""
     try:
-        return pricing.load(generated, config.prices_file.read_text() if config.prices_file.is_file() else "")
-    except (pricing.PriceError, OSError, UnicodeDecodeError) as error:
+        if path.exists() or path != Config().prices_file:  # one that was named must be there
+            operators = path.read_text()
+        return pricing.load(generated, operators)
+    except pricing.PriceError as error:
         raise Refusal(str(error)) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refusal(f"{path} cannot be read: {error}") from error
 
 
 def providers_of(config: Config) -> dict[str, Provider]:
@@ -310,6 +325,7 @@ def create_app(parts: Parts) -> Front:
         middleware=[*([cors] if origins else []), Middleware(Problems, gateway=parts.gateway)],
         exception_handlers={HTTPException: _http_problem},
     )
+    starlette.router.redirect_slashes = False  # it would answer with a URL made of whatever `Host` the caller sent
     direct = {path: Problems(endpoint, parts.gateway) for path, endpoint in wires.items()}
     return Front(starlette, direct, parts.gateway)
 
@@ -341,7 +357,7 @@ class WireEndpoint:
         if watch is not None:
             watch.add_done_callback(lambda _: work.leave())
         try:
-            head = await asyncio.shield(work.head)
+            head = await work.head
             raw = [(name.encode(), value.encode("latin-1")) for name, value in head.headers.items()]
             if head.body is not None:
                 raw.append((b"content-length", str(len(head.body)).encode()))
@@ -374,34 +390,43 @@ class Front:
 
     def __init__(self, starlette: Starlette, direct: Mapping[str, Problems], gateway: Gateway) -> None:
         self._starlette, self._direct, self._gateway = starlette, direct, gateway
+        self._salt, self._count = os.urandom(6).hex(), 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the class."""
         if scope["type"] != "http":
             return
-        request_id = new_id("req_")
+        request_id = self._request_id()
         address = address_bucket(scope["client"][0] if scope.get("client") else None)
         state = scope["state"] = {"request_id": request_id, "address": address, "status": 0}
-        ids = ((b"x-request-id", request_id.encode()), (b"request-id", request_id.encode()))
+        added = [(b"x-request-id", request_id.encode()), (b"request-id", request_id.encode())]
+        names = [name for name, _ in scope["headers"]]
+        if b"upgrade" in names:  # the parser takes such a request's body for the next request, so none may follow
+            added.append((b"connection", b"close"))
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 state["status"] = message["status"]
-                message["headers"] = [*message["headers"], *ids]
+                message["headers"] = [*message["headers"], *added]
             await send(message)
 
         app: ASGI = self._starlette
-        if scope["method"] == "POST" and all(name != b"origin" for name, _ in scope["headers"]):
+        if scope["method"] == "POST" and b"origin" not in names:
             app = self._direct.get(scope["path"], app)
         try:
             await app(scope, receive, sending)
         finally:
             self._log(scope, state)
 
+    def _request_id(self) -> str:
+        """Sorts by time, as all ids do; unique by the process's salt and a count, which need no system call."""
+        self._count = (self._count + 1) & 0xFFFFFFFF
+        return f"req_{time.time_ns() // 1_000_000:012x}{self._salt}{self._count:08x}"
+
     def _log(self, scope: Scope, state: dict[str, Any]) -> None:
         gateway, route = self._gateway, scope.get("route")
         path = state.get("route") or (route.path if isinstance(route, Route) else "unknown")
-        gateway.metrics.answers.labels(path, str(state["status"])).inc()
+        gateway.metrics.answered(path, state["status"])
         if "relayed" not in state:  # a relay writes its own line, once its money is settled
             gateway.log.info(
                 "answer",

@@ -95,6 +95,6 @@ def provider_key(headers: RawHeaders) -> str | None:
     if not values:
         return None
     text = values[0].decode("latin-1")
-    if len(values) > 1 or _PROVIDER_KEY.fullmatch(text) is None:
+    if len(values) > 1 or _PROVIDER_KEY.fullmatch(text) is None or _KEY.fullmatch(text) is not None:
         raise Invalid(reason="`X-Provider-Key` must be one provider key")
     return text

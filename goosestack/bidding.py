@@ -91,24 +91,18 @@ async def bid(
     if call.free:
         return made
     made.account_id = account_id
-    made.demand = Demand(
-        input=await _bound_input(made.payload, call, offer.model),
-        output=0,
-        tier=call.tier,
-        long_cache=call.long_cache,
-        us_only=call.us_only,
-        web_searches=call.web_searches,
-    )
     made.cap = _wanted_cap(call, offer.model, policy)
-    price(made, policy, today)
+    price(made, policy, today, await _bound_input(made.payload, call, offer.model))
     return made
 
 
-def price(made: Bid, policy: Policy, today: str) -> None:
-    """Set what the bid must hold at least, and at most, from its demand and its cap."""
+def price(made: Bid, policy: Policy, today: str, input_tokens: int) -> None:
+    """Set what the bid must hold at least, and at most, for so much input and its cap."""
     model, call = made.offer.model, made.call
     assert model is not None
-    made.demand = replace(made.demand, output=made.cap * call.answers)
+    made.demand = Demand(
+        input_tokens, made.cap * call.answers, call.tier, call.long_cache, call.us_only, call.web_searches
+    )
     made.at_most = made.at_least = pricing.quote(model, made.demand, policy.terms, today)
     if call.cap_field is not None and (call.cap is None or policy.clamp):
         least = replace(made.demand, output=min(LEAST_OUTPUT, made.cap) * call.answers)
@@ -126,8 +120,7 @@ async def tighten(made: Bid, policy: Policy, tokenizer: Tokenizer, client: Clien
     elif provider == "anthropic":
         tokens = await _count_upstream(made, client)
     if tokens is not None and tokens < made.demand.input:
-        made.demand = replace(made.demand, input=tokens)
-        price(made, policy, today)
+        price(made, policy, today, tokens)
 
 
 def affordable_cap(made: Bid, policy: Policy, today: str, nanos: int) -> int:

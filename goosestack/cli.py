@@ -104,6 +104,7 @@ async def _serve(config: Config, ready: Callable[[str], None]) -> None:
                 host=config.host,
                 port=config.port,
                 http="httptools",
+                ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,

@@ -223,7 +223,10 @@ def _shown(entry: Field[Any], value: object) -> str:
 
 def load(environ: Mapping[str, str], directory: Path = Path()) -> Config:
     """The configuration from an environment and a directory's `.env`. Raises Refusal, naming the setting."""
-    stored = dotenv_values(directory / ".env", interpolate=False)
+    try:
+        stored = dotenv_values(directory / ".env", interpolate=False)
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refusal(f".env cannot be read: {error}") from None
     credentials = environ.get("CREDENTIALS_DIRECTORY")
     values = {}
     for entry in options():
@@ -235,6 +238,8 @@ def load(environ: Mapping[str, str], directory: Path = Path()) -> Config:
             values[entry.name] = entry.metadata["parse"](raw.strip())
         except _Bad as bad:
             raise Refusal(f"{name} {bad}") from None
+        except (ValueError, RuntimeError):  # what the library makes of a number, an address or a path
+            raise Refusal(f"{name} has a value that makes no sense") from None
     return Config(**values)
 
 
@@ -242,7 +247,10 @@ def _credential(directory: str | None, name: str) -> str | None:
     if directory is None:
         return None
     path = Path(directory) / name
-    return path.read_text() if path.is_file() else None
+    try:
+        return path.read_text() if path.is_file() else None
+    except (OSError, UnicodeDecodeError):
+        raise Refusal(f"{path} cannot be read") from None
 
 
 def load_from_process() -> Config:

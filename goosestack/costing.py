@@ -19,6 +19,9 @@ from goosestack.wire import Reading, media
 _ABSURD = 4
 """Times what a model can read or write, above which a report is no report."""
 
+_MOST_COUNT = 10**9
+"""Tokens, or anything else, that one call cannot have used; far below what the log's columns hold."""
+
 _MOST_COST = 10**6
 """Dollars that one call cannot have cost."""
 
@@ -29,6 +32,10 @@ def reported(made: Bid, reading: Reading) -> tuple[Usage | None, str | None]:
         return None, reading.nonsense or "no usage"
     usage = Usage(**reading.usage)
     model = made.offer.model
+    if max(usage.counts()) > _MOST_COUNT:
+        return None, "a count beyond anything a provider can do"
+    if usage.web_searches > _ABSURD * max(made.call.web_searches, 1):
+        return None, "more searches than the request could make"
     if model is None:
         return usage, None
     if usage.all_input == 0:
@@ -44,9 +51,9 @@ def reported(made: Bid, reading: Reading) -> tuple[Usage | None, str | None]:
 
 def seen(made: Bid, reading: Reading) -> Usage:
     """What is known of the usage now, the rest guessed: input and visible output by a third of their bytes."""
-    if made.account_id is None:
-        return Usage(**(reading.usage or {}))
     usage = reported(made, reading)[0] or Usage()
+    if made.account_id is None:
+        return usage
     if not usage.all_input:
         text = math.ceil(made.call.text_bytes / 3) + media.estimate(made.call.media)
         usage = replace(usage, input=max(1, min(text, made.demand.input)))

@@ -299,7 +299,8 @@ class Relay:
         self.receipt: Settled | str | None = None
         """How the hold ended; None while it stands."""
         self.gone = False
-        self.started_at = gateway.now()
+        self._begun = gateway.now()
+        self._day = self._begun[:10]
         self._reader = wire.reader(bid.call, keep_text=gateway.tokenizer.installed and bid.account_id is not None)
         self._reason = ""
         self._sent = False
@@ -335,10 +336,10 @@ class Relay:
         bid, gateway = self.bid, self.gateway
         available = await self._hold(bid.at_most)
         if self.held is None and available > 0:
-            await bidding.tighten(bid, gateway.policy, gateway.tokenizer, gateway.client, self._today())
+            await bidding.tighten(bid, gateway.policy, gateway.tokenizer, gateway.client, self._day)
             available = await self._hold(bid.at_least)
         if self.held is None:
-            raise bidding.insufficient(bid, gateway.policy, self._today(), available)
+            raise bidding.insufficient(bid, gateway.policy, self._day, available)
         self._set_cap(self.held)
 
     async def _hold(self, at_least: int) -> int:
@@ -359,7 +360,7 @@ class Relay:
             nonlocal available
             self.held, available = answer.held, answer.available
 
-        await surely(gateway.store.write(ledger.authorize, hold, at_least, bid.at_most, gateway.now()), note)
+        await surely(gateway.store.write(ledger.authorize, hold, at_least, bid.at_most, self._begun), note)
         return available
 
     def _set_cap(self, held: int) -> None:
@@ -368,7 +369,7 @@ class Relay:
         if model is None or bid.account_id is None or call.cap_field is None:
             return
         if held < bid.at_most:
-            bid.cap = bidding.affordable_cap(bid, self.gateway.policy, self._today(), held)
+            bid.cap = bidding.affordable_cap(bid, self.gateway.policy, self._day, held)
         if bid.cap != call.cap and not (call.cap is None and bid.cap >= model.max_output):
             self.wire.set_cap(call, bid.cap)
             bid.payload = fields.encode(call.body)
@@ -462,8 +463,9 @@ class Relay:
         return {**self.headers, **passed}
 
     def _clean(self, body: bytes) -> bytes:
-        """What the provider says of an error, without the operator's secrets and ids."""
-        return redact_bytes(body, [key for key in (self.bid.offer.provider.key,) if key is not None])
+        """What the provider says of an error, without the key that it was sent, and without the operator's ids."""
+        sent = self.bid.headers
+        return redact_bytes(body, [sent.get("x-api-key") or sent["authorization"].removeprefix("Bearer ")])
 
     # --- settle ---
 
@@ -478,7 +480,7 @@ class Relay:
     def _priced(self, usage: pricing.Usage) -> Charge:
         gateway = self.gateway
         book, terms = gateway.upstreams.book, gateway.policy.terms
-        return costing.charge(self.bid, self._reader.reading, usage, book, terms, self._today())
+        return costing.charge(self.bid, self._reader.reading, usage, book, terms, self._day)
 
     async def _estimate(self, output: int | None = None) -> Charge:
         """The best guess: what was reported, else what the tokenizer counts, else a third of the bytes; `output`
@@ -648,9 +650,6 @@ class Relay:
 
     # --- the end ---
 
-    def _today(self) -> str:
-        return self.gateway.now()[:10]
-
     def _forget_body(self) -> None:
         self.bid.payload = b""
         self.bid.call.body = {}
@@ -663,17 +662,16 @@ class Relay:
         self.pipe.close()
         if not self.head.done():
             self.head.set_exception(errors.Internal())
-        self.head.exception()  # looked at, also where no client is left to look at it
+        if not self.head.cancelled():
+            self.head.exception()  # looked at, also where no client is left to look at it
         self._log()
 
     def _count(self, charge: Charge) -> None:
         metrics, provider, receipt = self.gateway.metrics, self.bid.offer.provider.name, self.receipt
-        metrics.tokens.labels(provider, "input").inc(charge.counts[0])
-        metrics.tokens.labels(provider, "output").inc(charge.counts[1])
         if charge.estimated:
             metrics.estimates.labels(provider).inc()
         if isinstance(receipt, Settled):
-            metrics.cents.labels(provider).inc(receipt.billed)
+            metrics.charged(provider, charge.counts[0], charge.counts[1], receipt.billed)
             if receipt.shortfall > 0:
                 metrics.shortfalls.labels(provider).inc(receipt.shortfall)
                 self.gateway.alert("shortfall", request_id=self.id, nanos=receipt.shortfall)
@@ -681,10 +679,9 @@ class Relay:
     def _log(self) -> None:
         gateway, bid, receipt = self.gateway, self.bid, self.receipt
         now, provider = self._loop.time(), bid.offer.provider.name
-        gateway.metrics.requests.labels(self.wire.name, provider, self._reason or "refused").inc()
-        gateway.metrics.seconds.labels(self.wire.name).observe(now - self._started)
-        if self._answered is not None:
-            gateway.metrics.first_seconds.labels(self.wire.name).observe(self._answered - self._started)
+        reason, took = self._reason or "refused", now - self._started
+        first = None if self._answered is None else self._answered - self._started
+        gateway.metrics.ended(self.wire.name, provider, reason, took, first)
         settled = receipt if isinstance(receipt, Settled) else None
         gateway.log.info(
             "request",
@@ -697,10 +694,10 @@ class Relay:
             model=bid.model,
             stream=bid.call.stream,
             upstream_status=self._status,
-            reason=self._reason or "refused",
+            reason=reason,
             gone=self.gone or None,
-            ms=round(1000 * (now - self._started)),
-            first_ms=None if self._answered is None else round(1000 * (self._answered - self._started)),
+            ms=round(1000 * took),
+            first_ms=None if first is None else round(1000 * first),
             cost_usd=None if settled is None else pricing.dollars(settled.nanos),
             cost_cents=None if settled is None else settled.billed,
         )

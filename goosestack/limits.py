@@ -5,10 +5,11 @@ from __future__ import annotations
 import ipaddress
 import math
 import time
+from functools import lru_cache
 
 from limits import RateLimitItemPerSecond
-from limits.aio.storage import MemoryStorage
-from limits.aio.strategies import SlidingWindowCounterRateLimiter
+from limits.storage import MemoryStorage
+from limits.strategies import SlidingWindowCounterRateLimiter
 
 from goosestack.errors import RateLimited
 
@@ -27,8 +28,8 @@ class RateLimit:
 
     async def hit(self, name: str) -> dict[str, str]:
         """Count one request; the `x-ratelimit-*` headers that tell what is left. Raises RateLimited with them."""
-        admitted = await self._limiter.hit(self._item, name)
-        stats = await self._limiter.get_window_stats(self._item, name)
+        admitted = self._limiter.hit(self._item, name)
+        stats = self._limiter.get_window_stats(self._item, name)
         wait = max(0.0, stats.reset_time - time.time())
         headers = {
             "x-ratelimit-limit-requests": str(self.requests),
@@ -42,6 +43,7 @@ class RateLimit:
         return headers
 
 
+@lru_cache(maxsize=1024)
 def address_bucket(host: str | None) -> str:
     """What an address counts as: itself for IPv4, its /64 for IPv6, one bucket for all that is no address."""
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 _SHAPES = (
     r"gsk_[A-Za-z0-9_-]{8,}",
@@ -39,11 +39,19 @@ _MARKS = ("gsk_", "sk-", "sk_", "rk_", "whsec_", "eyJ")
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
+def _now(write: Callable[[], None]) -> None:
+    write()
+
+
 class Log:
     """Writes events of at least one level. Values are capped, so that no caller decides how long a line is."""
 
-    def __init__(self, level: str = "info", descriptor: int = 1) -> None:
-        self._least, self._descriptor = LEVELS[level], descriptor
+    def __init__(
+        self, level: str = "info", descriptor: int = 1, soon: Callable[[Callable[[], None]], object] = _now
+    ) -> None:
+        """`soon` is called to write what gathers: at once, or, in a daemon, once per turn of its event loop."""
+        self._least, self._descriptor, self._soon = LEVELS[level], descriptor, soon
+        self._lines: list[str] = []
 
     def info(self, event: str, at: str, **facts: object) -> None:
         """One line: `at`, `level`, `event` and the facts that are not None."""
@@ -54,18 +62,26 @@ class Log:
         self._write("warning", event, at, facts)
 
     def _write(self, level: str, event: str, at: str, facts: dict[str, object]) -> None:
-        if LEVELS[level] >= self._least:
-            line: dict[str, object] = {"at": at, "level": level, "event": event}
-            for name, value in facts.items():
-                if value is not None:
-                    line[name] = value[:_MOST] if type(value) is str else value
-            text = _ENCODER.encode(line)
-            if any(mark in text for mark in _MARKS):
-                text = redact(text)
-            try:
-                os.write(self._descriptor, text.encode("utf-8", "replace") + b"\n")
-            except OSError:
-                pass  # a log that cannot be written must not stop what is logged
+        if LEVELS[level] < self._least:
+            return
+        line: dict[str, object] = {"at": at, "level": level, "event": event}
+        for name, value in facts.items():
+            if value is not None:
+                line[name] = value[:_MOST] if type(value) is str else value
+        text = _ENCODER.encode(line)
+        if any(mark in text for mark in _MARKS):
+            text = redact(text)
+        self._lines.append(text)
+        if len(self._lines) == 1:
+            self._soon(self.flush)
+
+    def flush(self) -> None:
+        """Write what has gathered."""
+        lines, self._lines = self._lines, []
+        try:
+            os.write(self._descriptor, "".join(f"{line}\n" for line in lines).encode())
+        except OSError:
+            pass  # a log that cannot be written must not stop what is logged
 
 
 _ENCODER = json.JSONEncoder(

@@ -227,7 +227,10 @@ class PriceBook:
     _names: dict[tuple[str, str], Model] = field(default_factory=dict)
 
     def add(self, model: Model) -> None:
-        """Put a model in the book, in place of one of the same provider and id."""
+        """Put a model in the book, in place of one of the same provider and id, all of whose names it takes away."""
+        replaced = self.models.get((model.provider, model.id))
+        for name in () if replaced is None else (replaced.id, *replaced.aliases):
+            del self._names[model.provider, name]
         self.models[model.provider, model.id] = model
         for name in (model.id, *model.aliases):
             taken = self._names.get((model.provider, name))
@@ -270,8 +273,12 @@ def _model(entry: Mapping[str, Any]) -> Model:
     chat = entry["kind"] == "chat"
     found = (_rate(raw, where, chat) for raw in entry["rates"])
     rates = tuple(sorted(found, key=lambda rate: (rate.since, rate.above)))
-    if not any(rate.tier == STANDARD and rate.above == 0 for rate in rates):
-        raise PriceError(f"{where} has no standard price")
+    based = {(rate.since, rate.tier) for rate in rates if rate.above == 0}
+    for since in {rate.since for rate in rates} or {""}:
+        if (since, STANDARD) not in based:
+            raise PriceError(f"{where} has no standard price")
+    if any((rate.since, rate.tier) not in based for rate in rates):
+        raise PriceError(f"{where} has a price above a threshold, and none below it")
     return Model(
         provider=entry["provider"],
         id=entry["id"],
@@ -325,8 +332,17 @@ def _rate(raw: Mapping[str, Any], where: str, chat: bool) -> Rate:
 _MODEL_KEYS = frozenset(
     (*CLASSES, "provider", "name", "kind", "context", "max_input", "max_output", "reasoning", "aliases", "web_search")
 )
-PROVIDERS = ("openai", "anthropic", "openrouter", "litellm")
+_LIMITS = ("context", "max_input", "max_output")
+_KINDS: Mapping[str, tuple[type, str]] = {
+    "name": (str, "a text"),
+    "reasoning": (bool, "true or false"),
+    "aliases": (list, "a list of names"),
+    **dict.fromkeys(_LIMITS, (int, "a number of tokens")),
+}
+MOST_FEE = 10**12
+"""A web search above $1,000 is a mistake."""
 
+PROVIDERS = ("openai", "anthropic", "openrouter", "litellm")
 
 def _apply_operators(book: PriceBook, text: str) -> None:
     try:
@@ -335,12 +351,15 @@ def _apply_operators(book: PriceBook, text: str) -> None:
         raise PriceError(f"prices.toml: {error}") from None
     if unknown := set(data) - {"prefer", "aliases", "models"}:
         raise PriceError(f"prices.toml: unknown {', '.join(sorted(unknown))}; there are prefer, aliases and models")
-    book.prefer = tuple(data.get("prefer", ()))
-    if not set(book.prefer) <= set(PROVIDERS):
+    prefer, models, aliases = data.get("prefer", []), data.get("models", {}), data.get("aliases", {})
+    if type(prefer) is not list or not all(provider in PROVIDERS for provider in prefer):
         raise PriceError(f"prices.toml: prefer lists providers: {', '.join(PROVIDERS)}")
-    for name, raw in data.get("models", {}).items():
+    book.prefer = tuple(prefer)
+    if type(models) is not dict or type(aliases) is not dict or not all(type(raw) is dict for raw in models.values()):
+        raise PriceError("prices.toml: models holds a table for each model, and aliases is a table of names")
+    for name, raw in models.items():
         _apply_model(book, name, raw)
-    for name, target in data.get("aliases", {}).items():
+    for name, target in aliases.items():
         if not isinstance(target, str) or not book.providers_of(target):
             raise PriceError(f"prices.toml: the alias {name} names {target!r}, which has no price")
         book.aliases[name] = target
@@ -353,11 +372,20 @@ def _apply_model(book: PriceBook, name: str, raw: Mapping[str, Any]) -> None:
     provider = raw.get("provider") or next(iter(book.providers_of(name)), None)
     if provider not in PROVIDERS:
         raise PriceError(f"{where}: name its provider: {', '.join(PROVIDERS)}")
+    for key, (kind, words) in _KINDS.items():
+        if key in raw and type(raw[key]) is not kind:
+            raise PriceError(f"{where}: {key} must be {words}, not {raw[key]!r}")
+    if not all(type(alias) is str for alias in raw.get("aliases", ())):
+        raise PriceError(f"{where}: aliases must be a list of names")
+    if raw.get("kind", "chat") not in ("chat", "embedding"):
+        raise PriceError(f"{where}: kind must be chat or embedding, not {raw['kind']!r}")
     base = book.find(provider, name) or next((book.find(other, name) for other in book.providers_of(name)), None)
     book.chosen[name] = provider
     prices = {key: _picos(raw[key], f"{where}.{key}") for key in CLASSES if key in raw}
     if base is not None and not prices:
-        known = {key: raw[key] for key in ("context", "max_input", "max_output") if key in raw}
+        if more := set(raw) - {"provider", *_LIMITS}:
+            raise PriceError(f"{where}: {', '.join(sorted(more))} only with an input and an output price")
+        known = {key: _limit(raw, key, where) for key in _LIMITS if key in raw}
         book.add(replace(base, provider=provider, **known))
         return
     entry: dict[str, Any] = {
@@ -370,13 +398,21 @@ def _apply_model(book: PriceBook, name: str, raw: Mapping[str, Any]) -> None:
         "rates": [{"tier": STANDARD, "above": 0, **prices}],
         "by_operator": True,
     }
-    for key in ("context", "max_input", "max_output"):
+    for key in _LIMITS:
         entry[key] = raw.get(key) or (getattr(base, key) if base is not None else raw.get("context"))
     if "web_search" in raw:
-        entry["web_search"] = int(_decimal(raw["web_search"], f"{where}.web_search") * 10**9)
+        entry["web_search"] = _fee(raw["web_search"], f"{where}.web_search")
     elif base is not None:
         entry["web_search"] = base.web_search
     book.add(_model(entry))
+
+
+def _fee(value: object, where: str) -> int:
+    """Nanodollars a call from dollars a call."""
+    nanos = (_decimal(value, where) * 10**9).to_integral_value(ROUND_CEILING)
+    if nanos > MOST_FEE:
+        raise PriceError(f"{where}: a price in dollars a call, not {value}")
+    return int(nanos)
 
 
 def _picos(value: object, where: str) -> int:

@@ -15,7 +15,7 @@ MOST_BUFFERED = 256 * 1024
 class Pipe:
     """Frames from one relay to one response. The relay never waits for a client who has gone."""
 
-    __slots__ = ("_closed", "_discard", "_frames", "_reader", "_size", "_writer", "last_read", "last_write")
+    __slots__ = ("_closed", "_discard", "_frames", "_reader", "_size", "_writer", "last_write", "unread_since")
 
     def __init__(self, now: float) -> None:
         self._frames: list[bytes] = []
@@ -25,8 +25,8 @@ class Pipe:
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
         self.last_write = now
-        self.last_read = now
-        """Loop times at which either side last moved."""
+        self.unread_since = now
+        """Loop times: of the last frame, and since when the reader has left something unread."""
 
     async def put(self, data: bytes, now: float) -> None:
         """Hand over complete frames, waiting while too much is unread."""
@@ -39,6 +39,8 @@ class Pipe:
         """Hand over complete frames without waiting."""
         if self._discard or self._closed:
             return
+        if not self._frames:
+            self.unread_since = now
         self._frames.append(data)
         self._size += len(data)
         self.last_write = now
@@ -52,13 +54,12 @@ class Pipe:
             self._reader = asyncio.get_running_loop().create_future()
             await self._reader
         frames, self._frames, self._size = self._frames, [], 0
-        self.last_read = self.last_write
         _wake(self._writer)
         return frames[0] if len(frames) == 1 else b"".join(frames)
 
     def waits_since(self, seconds: float, now: float) -> bool:
         """Whether the client has left something unread for so long."""
-        return bool(self._frames) and now - self.last_read > seconds
+        return bool(self._frames) and now - self.unread_since > seconds
 
     def idle_since(self, seconds: float, now: float) -> bool:
         """Whether nothing has been handed over for so long, and everything was read."""

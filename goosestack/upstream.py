@@ -20,6 +20,11 @@ from goosestack.wire.anthropic_messages import refused_beta
 ORDER = ("openai", "anthropic", "openrouter", "litellm")
 """Which provider wins where several sell a model, unless the operator says otherwise."""
 
+_ALWAYS = {
+    "content-type": "application/json",
+    "accept-encoding": "identity",
+    "user-agent": f"goosestack/{__version__}",
+}
 _ANTHROPIC_VERSION = "2023-06-01"
 _OPENAI_WIRES = frozenset(("openai_chat", "openai_responses", "openai_embeddings"))
 _ANTHROPIC_WIRES = frozenset(("anthropic_messages", "anthropic_count_tokens"))
@@ -160,11 +165,7 @@ def _holder_of_key(key: str) -> str | None:
 
 def headers(offer: Offer, wire: Wire, key: str, callers: Mapping[str, str], *, own_key: bool) -> dict[str, str]:
     """The headers of the request upstream. Raises Unsupported for a beta that would unbound the cost."""
-    sent = {
-        "content-type": "application/json",
-        "accept-encoding": "identity",
-        "user-agent": f"goosestack/{__version__}",
-    }
+    sent = dict(_ALWAYS)
     if offer.provider.name == "anthropic":
         sent["x-api-key"] = key
     else:

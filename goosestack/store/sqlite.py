@@ -73,20 +73,27 @@ class Written(asyncio.Future[T]):
         return False
 
 
+class InUse(Refusal):
+    """Another process holds the database's lock."""
+
+
 class Lock:
     """The exclusive lock beside a database: whoever holds it is the one process that writes.
 
-    Raises Refusal where another process holds it. The kernel drops it with the process.
+    Raises InUse where another process holds it. The kernel drops it with the process.
     """
 
     def __init__(self, database: Path) -> None:
         self.path = database.with_name(database.name + ".lock")
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise Refusal(f"{self.path} cannot be opened: {error.strerror}") from error
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._fd)
-            raise Refusal(f"another goosestack process is using {database}") from None
+            raise InUse(f"another goosestack process is using {database}") from None
         os.ftruncate(self._fd, 0)
         os.write(self._fd, f"{os.getpid()}\n".encode())
 
@@ -155,7 +162,7 @@ class SqliteStore:
         self._closing: asyncio.Future[None] | None = None
         try:
             self._writer = self._connect_writer()
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, OSError) as error:
             raise Refusal(f"{path} cannot be opened: {error}") from error
         self._peeker = self._connect_reader()
         self._set_ballast()
@@ -196,17 +203,17 @@ class SqliteStore:
 
     async def close(self) -> None:
         """Commit everything that was queued, checkpoint, close every connection. Safe to call again."""
-        if self._closing is not None:
-            await asyncio.shield(self._closing)
-            return
-        self._closing = self._loop.create_future()
+        if self._closing is None:
+            self._closing = self._loop.create_task(self._close())
+        await asyncio.shield(self._closing)  # whoever is cancelled here leaves no half-closed store behind
+
+    async def _close(self) -> None:
         self._hand_over()
         self._inbox.put(None)
         await self._loop.run_in_executor(None, self._thread.join)
         await self._loop.run_in_executor(None, self._readers.shutdown)
         for connection in (*self._connections, self._peeker, self._writer):
             connection.close()
-        self._closing.set_result(None)
 
     # --- the writer thread ---
 
@@ -216,6 +223,12 @@ class SqliteStore:
             self._inbox.put(jobs)
 
     def _write_loop(self) -> None:
+        try:
+            self._write_batches()
+        except BaseException as error:  # without this thread every caller would wait forever
+            self._on_unknown_commit(f"the writer failed: {error!r}")
+
+    def _write_batches(self) -> None:
         while (jobs := self._inbox.get()) is not None:
             last = False
             try:
@@ -241,7 +254,7 @@ class SqliteStore:
             for job in jobs:
                 self._run(db, job)
             self._commit_for_sure(db)
-        except sqlite3.Error as error:
+        except BaseException as error:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             self._lost(jobs, error)
@@ -258,7 +271,7 @@ class SqliteStore:
             if not db.in_transaction or _is_the_databases(error):
                 raise  # the transaction is gone or cannot be trusted, and every verb of the batch with it
             db.execute("ROLLBACK TO verb")
-            job.error = error
+            job.error = RuntimeError(repr(error)) if isinstance(error, StopIteration) else error  # no future takes one
         db.execute("RELEASE verb")
 
     def _commit_for_sure(self, db: sqlite3.Connection) -> None:
@@ -269,13 +282,13 @@ class SqliteStore:
                 self._on_unknown_commit(f"a commit has an unknown outcome: {error}")
             raise
 
-    def _lost(self, jobs: list[_Job], error: sqlite3.Error) -> None:
+    def _lost(self, jobs: list[_Job], error: BaseException) -> None:
         """Nothing of this batch was written: tell every caller, and make room where the disk is full."""
         for job in jobs:
             job.result = None
             job.error = StoreUnavailable()
             job.error.__cause__ = error
-        code = error.sqlite_errorcode & 0xFF
+        code = _code(error)
         if code == sqlite3.SQLITE_FULL:
             self.full = True
             self._ballast.unlink(missing_ok=True)
@@ -314,10 +327,14 @@ class SqliteStore:
         db = sqlite3.connect(
             self.path, isolation_level=None, check_same_thread=False, timeout=5.0, cached_statements=256
         )
-        os.chmod(self.path, 0o600)
-        for pragma in _WRITER:
-            db.execute(pragma)
-        migrate(db)
+        try:
+            os.chmod(self.path, 0o600)
+            for pragma in _WRITER:
+                db.execute(pragma)
+            migrate(db)
+        except BaseException:
+            db.close()
+            raise
         return db
 
     def _connect_reader(self) -> sqlite3.Connection:
@@ -329,7 +346,27 @@ class SqliteStore:
 
 def _is_the_databases(error: BaseException) -> bool:
     """Whether the database failed (disk, memory, file), rather than the verb that was running."""
-    return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_ERROR
+    return _code(error) not in _OF_THE_VERB
+
+
+def _code(error: BaseException) -> int:
+    """SQLite's primary result code for an error; `SQLITE_ERROR` for one that did not come from SQLite."""
+    if isinstance(error, MemoryError):
+        return sqlite3.SQLITE_NOMEM
+    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF
+
+
+_OF_THE_VERB = frozenset(
+    (
+        sqlite3.SQLITE_ERROR,
+        sqlite3.SQLITE_CONSTRAINT,
+        sqlite3.SQLITE_MISMATCH,
+        sqlite3.SQLITE_MISUSE,
+        sqlite3.SQLITE_RANGE,
+        sqlite3.SQLITE_TOOBIG,
+    )
+)
+"""SQLite's result codes for a statement that is wrong, where nothing is wrong with the database."""
 
 
 def _answer(jobs: list[_Job]) -> None:
