@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -21,7 +20,16 @@ from goosestack import accounts, ledger
 from goosestack.errors import Refusal, StoreUnavailable
 from goosestack.gateway import Gateway
 from goosestack.store import Store, Tx
-from goosestack.store.sqlite import InUse, Lock, SqliteStore, connect_read_only, integrity, migrate, snapshot
+from goosestack.store.sqlite import (
+    InUse,
+    Lock,
+    SqliteStore,
+    connect_read_only,
+    integrity,
+    migrate,
+    refuse_if_newer,
+    snapshot,
+)
 
 Answer = Any
 _MOST_LINE = 64 * 1024
@@ -253,6 +261,8 @@ def backup(database: Path, destination: Path, keep: int | None) -> dict[str, Ans
         raise Refusal(f"there is no folder {folder}")
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
     target = folder / f"{database.stem}-{stamp}.db" if destination.is_dir() else destination
+    if target.exists() and target.samefile(database):
+        raise Refusal(f"{target} is the database itself")
     partial = folder / f".{target.name}.part"
     partial.unlink(missing_ok=True)
     try:
@@ -280,6 +290,7 @@ def verify_file(path: Path) -> dict[str, int]:
     try:
         db = connect_read_only(path)
         try:
+            refuse_if_newer(db)
             wrong = integrity(db)
             books = ledger.check(db, full=True)
             # a copy of a running daemon's file has holds of that process, which is not gone
@@ -299,18 +310,18 @@ def restore(database: Path, source: Path) -> dict[str, Answer]:
     Refused while a daemon runs. The write-ahead log of the replaced file goes along with it."""
     if not source.is_file():
         raise Refusal(f"there is no file {source}")
-    lock = Lock(database)
+    lock, partial = Lock(database), database.with_name(f".{database.name}.restoring")
     try:
-        rows = verify_file(source)
-        partial = database.with_name(f".{database.name}.restoring")
         partial.unlink(missing_ok=True)
-        shutil.copyfile(source, partial)
-        partial.chmod(0o600)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
+        try:
+            verify_file(source)
+            snapshot(source, partial)  # not the file alone: its latest commits may lie in a log beside it
+            rows = verify_file(partial)
+        except (sqlite3.Error, OSError) as error:
+            raise Refusal(f"{source} cannot be restored: {error}") from error
         kept = None
         if database.exists():
-            kept = database.with_name(f"{database.name}.replaced-{datetime.now(UTC).strftime('%Y%m%dT%H%M%SZ')}")
+            kept = database.with_name(f"{database.name}.replaced-{datetime.now(UTC).strftime('%Y%m%dT%H%M%S%fZ')}")
             for suffix in ("", "-wal", "-shm"):
                 old = database.with_name(database.name + suffix)
                 if old.exists():
@@ -325,6 +336,7 @@ def restore(database: Path, source: Path) -> dict[str, Answer]:
             db.close()
         return {"file": str(database), "replaced": None if kept is None else str(kept), **rows}
     finally:
+        partial.unlink(missing_ok=True)
         lock.release()
 
 

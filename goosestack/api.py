@@ -204,8 +204,8 @@ class Api:
         """`GET /metrics`, for Prometheus."""
         self._operator(request)
         metrics, gateway = self._gateway.metrics, self._gateway
-        metrics.open_holds.set(len(gateway.live))
-        metrics.disk_full.set(int(gateway.store.full))
+        metrics.set("goosestack_open_holds", len(gateway.live))
+        metrics.set("goosestack_disk_full", int(gateway.store.full))
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
     def _operator(self, request: Request) -> None:

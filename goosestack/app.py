@@ -133,7 +133,7 @@ class Jobs:
         parts = self._parts
         books = await parts.store.read(lambda tx: ledger.check(tx, full=False))
         parts.health.wrong, parts.health.checked_at = tuple(books.wrong), parts.gateway.now()
-        parts.gateway.metrics.books_wrong.set(len(books.wrong))
+        parts.gateway.metrics.set("goosestack_books_wrong", len(books.wrong))
         if books.wrong:
             parts.gateway.alert("books", what=books.wrong[0])
         else:
@@ -426,7 +426,7 @@ class Front:
     def _log(self, scope: Scope, state: dict[str, Any]) -> None:
         gateway, route = self._gateway, scope.get("route")
         path = state.get("route") or (route.path if isinstance(route, Route) else "unknown")
-        gateway.metrics.answered(path, state["status"])
+        gateway.metrics.answers.add((path, str(state["status"])))
         if "relayed" not in state:  # a relay writes its own line, once its money is settled
             gateway.log.info(
                 "answer",

@@ -115,7 +115,7 @@ async def tighten(made: Bid, policy: Policy, tokenizer: Tokenizer, client: Clien
     assert model is not None
     tokens: int | None = None
     if provider == "openai" and not call.media.data_bytes:
-        counted = await tokenizer.count(made.payload, embedding=model.kind == "embedding")
+        counted = await tokenizer.count_body(made.payload, embedding=model.kind == "embedding")
         tokens = None if counted is None else counted + _around(call, model)
     elif provider == "anthropic":
         tokens = await _count_upstream(made, client)

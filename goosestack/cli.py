@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -23,7 +24,7 @@ import click
 import uvicorn
 import uvloop
 
-from goosestack import __version__, admin, app, config as settings, pricing, tokenizer, upstream
+from goosestack import __version__, accounts, admin, app, config as settings, pricing, tokenizer, upstream
 from goosestack.config import Config
 from goosestack.errors import Refusal
 
@@ -73,10 +74,19 @@ def serve(demo: bool) -> None:
 class Server(uvicorn.Server):
     """uvicorn, which on a signal first lets the relays drain, and afterwards leaves the process to close its parts."""
 
-    def __init__(self, config: uvicorn.Config, parts: app.Parts) -> None:
+    def __init__(self, config: uvicorn.Config, parts: app.Parts, ready: Callable[[str], None]) -> None:
         super().__init__(config)
         self._parts = parts
+        self._ready = ready
         self._draining: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and only then say so."""
+        await super().startup(sockets)
+        for sock in sockets or ():
+            host, port = sock.getsockname()[:2]
+            self._parts.gateway.log.info("listening", app.utc_now(), host=host, port=port, version=__version__)
+            self._ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -96,31 +106,46 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
+def _bind(config: Config) -> socket.socket:
+    """The socket to listen on. Raises Refusal where the address cannot be had."""
+    sock = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((config.host, config.port))
+    except OSError as error:
+        sock.close()
+        raise Refusal(f"cannot listen on {config.host} port {config.port}: {error.strerror}") from error
+    return sock
+
+
 async def _serve(config: Config, ready: Callable[[str], None]) -> None:
-    async with app.running(config) as parts:
-        server = Server(
-            uvicorn.Config(
-                app.create_app(parts),
-                host=config.host,
-                port=config.port,
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=True,
-                forwarded_allow_ips=",".join(config.forwarded_allow_ips),
-                timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=config.drain_s + 15,
-            ),
-            parts,
-        )
-        sockets = [server.config.bind_socket()]
-        host, port = sockets[0].getsockname()[:2]
-        parts.gateway.log.info("listening", app.utc_now(), host=host, port=port, version=__version__)
-        ready(f"http://{host}:{port}")
-        await server.serve(sockets)
+    with _bind(config) as sock:
+        async with app.running(config) as parts:
+            await _serve_on(sock, parts, ready)
+
+
+async def _serve_on(sock: socket.socket, parts: app.Parts, ready: Callable[[str], None]) -> None:
+    config = parts.config
+    server = Server(
+        uvicorn.Config(
+            app.create_app(parts),
+            host=config.host,
+            port=config.port,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=True,
+            forwarded_allow_ips=",".join(config.forwarded_allow_ips),
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=config.drain_s + 15,
+        ),
+        parts,
+        ready,
+    )
+    await server.serve([sock])
 
 
 async def _serve_demo(config: Config) -> None:
@@ -400,6 +425,7 @@ def credit() -> None:
 @JSON
 def credit_grant(user_name: str, cents: int, note: str, ref: str | None, as_json: bool) -> None:
     """Give a user credits."""
+    ref = ref or accounts.new_id("")  # so that it is given once, should it have to be asked for twice
     done = ask("credit_grant", user=user_name, cents=cents, note=note, ref=ref)
     _print(done, as_json, f"{done['id']} has {done['balance_cents']} cents")
 

@@ -24,7 +24,7 @@ from goosestack.limits import RateLimit
 from goosestack.logs import Log, redact_bytes
 from goosestack.metrics import Metrics
 from goosestack.store import Store, Tx
-from goosestack.stream import Pipe, surely
+from goosestack.stream import Deadline, Pipe, surely
 from goosestack.tokenizer import Tokenizer
 from goosestack.upstream import Upstreams
 from goosestack.wire import Call, Wire, body as fields
@@ -127,7 +127,7 @@ class Gateway:
 
     def alert(self, kind: str, **facts: object) -> None:
         """Tell the operator of something to look at."""
-        self.metrics.alerts.labels(kind).inc()
+        self.metrics.alerts.add((kind,))
         self.log.warning("alert", self.now(), kind=kind, **facts)
 
     def tick(self) -> None:
@@ -228,26 +228,28 @@ async def read_body(gateway: Gateway, scope: Scope, receive: Receive) -> bytes:
         raise errors.Overloaded(headers={"retry-after": "2"})
     pieces: list[bytes] = []
     size, more = 0, True
+    deadline = Deadline(limits.body_timeout_s)
     try:
-        async with asyncio.timeout(limits.body_timeout_s):
-            while more:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise errors.BodyNotRead()
-                piece = message.get("body", b"")
-                size += len(piece)
-                gateway.body_bytes += len(piece)
-                if size > limits.max_body_bytes:
-                    raise errors.BodyTooLarge(limit=limits.max_body_bytes, headers={"connection": "close"})
-                if gateway.body_bytes > limits.body_budget_bytes:
-                    raise errors.Overloaded(headers={"retry-after": "2", "connection": "close"})
-                pieces.append(piece)
-                more = message.get("more_body", False)
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise errors.BodyNotRead()
+            piece = message.get("body", b"")
+            size += len(piece)
+            gateway.body_bytes += len(piece)
+            if size > limits.max_body_bytes:
+                raise errors.BodyTooLarge(limit=limits.max_body_bytes)
+            if gateway.body_bytes > limits.body_budget_bytes:
+                raise errors.Overloaded(headers={"retry-after": "2", "connection": "close"})
+            pieces.append(piece)
+            more = message.get("more_body", False)
     except BaseException as error:
         gateway.body_bytes -= size
-        if isinstance(error, TimeoutError):
+        if isinstance(error, asyncio.CancelledError) and deadline.struck:
             raise errors.BodyNotRead(headers={"connection": "close"}) from None
         raise
+    finally:
+        deadline.stop()
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
@@ -305,7 +307,8 @@ class Relay:
         self._reason = ""
         self._sent = False
         self._status: int | None = None
-        self._limit: asyncio.Timeout | None = None
+        self._limit: Deadline | None = None
+        self._hurried = False
         self._body_bytes = body_bytes
         self._started = loop.time()
         self._answered: float | None = None
@@ -317,17 +320,19 @@ class Relay:
         """From the hold to its end. Whatever is raised or cancelled on the way, an open hold is settled or released."""
         try:
             await self._authorize()
-            async with asyncio.timeout(self.gateway.limits.deadline_s) as self._limit:
-                if self.gone:
-                    self._hurry()
-                answer = await self._dispatch()
-                try:
-                    await self._pass_on(answer)
-                finally:
-                    answer.close()
+            self._limit = Deadline(self.gateway.limits.deadline_s)
+            if self.gone:
+                self._hurry()
+            answer = await self._dispatch()
+            try:
+                await self._pass_on(answer)
+            finally:
+                answer.close()
         except BaseException as error:
             await self._end_badly(error)
         finally:
+            if self._limit is not None:
+                self._limit.stop()
             self._finish()
 
     # --- authorize ---
@@ -575,9 +580,9 @@ class Relay:
                 return "outcome_unknown", errors.UpstreamCut(detail="no answer came"), True
             case Broken():
                 return "upstream_cut", errors.UpstreamCut(detail=str(error)), not refused
-            case TimeoutError() if self._leaving():
+            case asyncio.CancelledError() if self._leaving():
                 return "client_gone", None, not refused
-            case TimeoutError() if self._sent:
+            case asyncio.CancelledError() if self._limit is not None and self._limit.struck:
                 problem = errors.UpstreamTimeout(deadline_s=self.gateway.limits.deadline_s)
                 return "deadline", problem, not refused
             case asyncio.CancelledError():
@@ -605,7 +610,8 @@ class Relay:
 
     def _hurry(self) -> None:
         if self._cuttable() and self._limit is not None and self.receipt is None:
-            self._limit.reschedule(min(self._deadline(), self._loop.time() + self.gateway.limits.grace_s))
+            self._limit.bring_forward(self._loop.time() + self.gateway.limits.grace_s)
+            self._hurried = True
 
     def _cuttable(self) -> bool:
         """Whether what was delivered is all that was written, and hanging up ends what is billed."""
@@ -618,10 +624,7 @@ class Relay:
 
     def _leaving(self) -> bool:
         """Whether it was the client's leaving, and not the deadline, that ran out of time."""
-        return self.gone and self._cuttable() and self._loop.time() < self._deadline()
-
-    def _deadline(self) -> float:
-        return self._started + self.gateway.limits.deadline_s
+        return self._hurried and self._limit is not None and self._limit.struck
 
     def tick(self, now: float) -> None:
         """Once a second: a keep-alive frame where the stream is quiet, an end to waiting where the client is."""
@@ -669,11 +672,11 @@ class Relay:
     def _count(self, charge: Charge) -> None:
         metrics, provider, receipt = self.gateway.metrics, self.bid.offer.provider.name, self.receipt
         if charge.estimated:
-            metrics.estimates.labels(provider).inc()
+            metrics.estimates.add((provider,))
         if isinstance(receipt, Settled):
             metrics.charged(provider, charge.counts[0], charge.counts[1], receipt.billed)
             if receipt.shortfall > 0:
-                metrics.shortfalls.labels(provider).inc(receipt.shortfall)
+                metrics.shortfalls.add((provider,), receipt.shortfall)
                 self.gateway.alert("shortfall", request_id=self.id, nanos=receipt.shortfall)
 
     def _log(self) -> None:

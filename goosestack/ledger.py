@@ -17,7 +17,7 @@ Every verb is idempotent: entries by `(kind, ref)`, holds by their id and status
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from goosestack.store import Tx
@@ -216,17 +216,21 @@ def settle(tx: Tx, hold_id: str, charge: Charge, reason: str, now: str) -> Settl
     """
     if charge.amount < 0:
         raise LedgerError(f"hold {hold_id} cannot be charged {charge.amount}")
-    row = tx.execute("SELECT status, account_id, held, estimated FROM usage_log WHERE id = ?", (hold_id,)).fetchone()
+    row = tx.execute(
+        "SELECT status, account_id, u.held, estimated, balance, carry, a.held, grain"
+        " FROM usage_log u LEFT JOIN accounts a ON a.id = account_id WHERE u.id = ?",
+        (hold_id,),
+    ).fetchone()
     if row is None or row[0] == "released":
         raise LedgerError(f"hold {hold_id} cannot be settled: it was {row[0] if row else 'never made'}")
-    status, account_id, held, estimated = row
+    status, account_id, held, estimated, *funds = row
     if status == "settled":
         if estimated and not charge.estimated:
             _correct(tx, hold_id, charge, reason, now)
         return _receipt(tx, hold_id)
     charged, billed, balance, available = 0, 0, 0, 0
     if account_id is not None:
-        charged, billed, balance, available = _take(tx, account_id, held, charge.amount, now)
+        charged, billed, balance, available = _take(tx, account_id, funds, held, charge.amount, now)
     tx.execute(
         f"UPDATE usage_log SET status = 'settled', reason = ?, charged = ?, billed = ?,"
         " cost_cents = CASE unit WHEN 'usd_cents' THEN ? ELSE 0 END, cost_nanos = ?, shortfall = ?,"
@@ -248,9 +252,9 @@ def settle(tx: Tx, hold_id: str, charge: Charge, reason: str, now: str) -> Settl
     return Settled("settled", charged, billed, charge.nanos, charge.amount - charged, balance, available)
 
 
-def _take(tx: Tx, account_id: int, held: int, amount: int, now: str) -> tuple[int, int, int, int]:
-    """Take `amount` grains (negative gives back) where `held` were set aside: charged, billed, balance, available."""
-    funds = tx.execute("SELECT balance, carry, held, grain FROM accounts WHERE id = ?", (account_id,)).fetchone()
+def _take(tx: Tx, account_id: int, funds: Sequence[int], held: int, amount: int, now: str) -> tuple[int, int, int, int]:
+    """Take `amount` grains (negative gives back), of which `held` were set aside, from an account that has `funds`
+    (balance, carry, held, grain): what was charged and billed, the balance, what is available."""
     balance, carry, all_held, grain = funds
     charged = min(amount, balance * grain + carry - (all_held - held))
     billed = -((carry - charged) // grain)  # units up, so that 0 <= the new carry < grain; 0 while the carry covers it
@@ -277,7 +281,8 @@ def _correct(tx: Tx, hold_id: str, charge: Charge, reason: str, now: str) -> Non
     due = charge.amount - charged
     taken, billed = 0, 0
     if account_id is not None:
-        taken, billed, _, _ = _take(tx, account_id, 0, due, now)
+        funds = tx.execute("SELECT balance, carry, held, grain FROM accounts WHERE id = ?", (account_id,)).fetchone()
+        taken, billed, _, _ = _take(tx, account_id, funds, 0, due, now)
     tx.execute(
         f"INSERT INTO usage_log (id, user_id, key_id, account_id, unit, process_id, wire, provider, model, {names},"
         " status, reason, quote, held, billed, cost_cents, shortfall, settled_seq, created_at, ended_at)"
@@ -413,9 +418,14 @@ def check(tx: Tx, *, full: bool) -> Books:
         ORDER BY a.id
         """
     ).fetchall()
-    entry_seq, settled_seq = tx.execute(
-        "SELECT (SELECT coalesce(max(seq), 0) FROM entries), (SELECT coalesce(max(settled_seq), 0) FROM usage_log)"
+    entry_seq, settled_seq, entries, settlements = tx.execute(
+        "SELECT (SELECT coalesce(max(seq), 0) FROM entries), (SELECT coalesce(max(settled_seq), 0) FROM usage_log),"
+        " entry_seq + (SELECT count(*) FROM entries WHERE seq > entry_seq),"
+        f" settled_seq + (SELECT count(*) FROM usage_log u WHERE u.settled_seq > since.settled_seq) FROM {since} AS since"
     ).fetchone()
+    for name, numbered, found in (("entries", entry_seq, entries), ("settlements", settled_seq, settlements)):
+        if numbered != found:
+            books.wrong.append(f"{name} are numbered to {numbered}, and there are {found}")
     for account_id, grain, balance, carry, held, entered, billed, charged, open_holds in rows:
         books.accounts += 1
         for name, stands, should in (

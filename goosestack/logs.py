@@ -7,6 +7,8 @@ import os
 import re
 from collections.abc import Callable, Iterable
 
+import msgspec
+
 _SHAPES = (
     r"gsk_[A-Za-z0-9_-]{8,}",
     r"sk-[A-Za-z0-9_*.…-]{6,}",
@@ -68,7 +70,7 @@ class Log:
         for name, value in facts.items():
             if value is not None:
                 line[name] = value[:_MOST] if type(value) is str else value
-        text = _ENCODER.encode(line)
+        text = _encode(line)
         if any(mark in text for mark in _MARKS):
             text = redact(text)
         self._lines.append(text)
@@ -84,6 +86,10 @@ class Log:
             pass  # a log that cannot be written must not stop what is logged
 
 
-_ENCODER = json.JSONEncoder(
-    separators=(",", ":"), default=str
-)  # ASCII, so that no control character reaches a terminal
+_FAST = msgspec.json.Encoder(enc_hook=str)
+
+
+def _encode(line: dict[str, object]) -> str:
+    """The line as ASCII JSON, so that no control character reaches a terminal."""
+    text = _FAST.encode(line)
+    return text.decode() if text.isascii() else json.dumps(line, separators=(",", ":"), default=str)

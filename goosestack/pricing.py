@@ -181,7 +181,15 @@ def charge(model: Model, usage: Usage, terms: Terms, today: str, *, tier: str = 
     """What `usage` costs in nanodollars, by the rate that its total input falls under."""
     rates = model.rates_of(tier, today) or model.rates_of(STANDARD, today)
     rate = [rate for rate in rates if rate.above < max(usage.all_input, 1)][-1]
-    picos = sum(getattr(usage, name) * getattr(rate, name) for name in CLASSES)
+    picos = (
+        usage.input * rate.input
+        + usage.output * rate.output
+        + usage.cache_read * rate.cache_read
+        + usage.cache_write * rate.cache_write
+        + usage.cache_write_long * rate.cache_write_long
+        + usage.input_audio * rate.input_audio
+        + usage.output_audio * rate.output_audio
+    )
     return _nanos(model, picos, usage.web_searches, us_only, terms)
 
 
@@ -230,7 +238,7 @@ class PriceBook:
         """Put a model in the book, in place of one of the same provider and id, all of whose names it takes away."""
         replaced = self.models.get((model.provider, model.id))
         for name in () if replaced is None else (replaced.id, *replaced.aliases):
-            del self._names[model.provider, name]
+            self._names.pop((model.provider, name), None)
         self.models[model.provider, model.id] = model
         for name in (model.id, *model.aliases):
             taken = self._names.get((model.provider, name))
@@ -344,6 +352,7 @@ MOST_FEE = 10**12
 
 PROVIDERS = ("openai", "anthropic", "openrouter", "litellm")
 
+
 def _apply_operators(book: PriceBook, text: str) -> None:
     try:
         data = tomllib.loads(text, parse_float=Decimal)
@@ -385,7 +394,7 @@ def _apply_model(book: PriceBook, name: str, raw: Mapping[str, Any]) -> None:
     if base is not None and not prices:
         if more := set(raw) - {"provider", *_LIMITS}:
             raise PriceError(f"{where}: {', '.join(sorted(more))} only with an input and an output price")
-        known = {key: _limit(raw, key, where) for key in _LIMITS if key in raw}
+        known: dict[str, Any] = {key: _limit(raw, key, where) for key in _LIMITS if key in raw}
         book.add(replace(base, provider=provider, **known))
         return
     entry: dict[str, Any] = {

@@ -91,6 +91,36 @@ def _wake(waiter: asyncio.Future[None] | None) -> None:
         waiter.set_result(None)
 
 
+class Deadline:
+    """A time at which the task that made it is cancelled. As `asyncio.timeout`, for a fraction of its cost, on the path
+    of every request; whoever is cancelled asks whether it `struck`."""
+
+    __slots__ = ("_loop", "_task", "_timer", "struck", "when")
+
+    def __init__(self, seconds: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self.struck = False
+        self.when = self._loop.time() + seconds
+        self._timer = self._loop.call_at(self.when, self._strike)
+
+    def bring_forward(self, when: float) -> None:
+        """Strike at this loop time, unless that is later."""
+        if when < self.when and not self.struck:
+            self._timer.cancel()
+            self.when = when
+            self._timer = self._loop.call_at(when, self._strike)
+
+    def stop(self) -> None:
+        """Do not strike any more."""
+        self._timer.cancel()
+
+    def _strike(self) -> None:
+        self.struck = True
+        if self._task is not None:
+            self._task.cancel()
+
+
 async def surely(future: asyncio.Future[T], then: Callable[[T], None]) -> None:
     """Await a write to its end, also when cancelled meanwhile; `then` has its answer before anything is raised.
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -68,25 +70,53 @@ class Tokenizer:
 
     async def count(self, data: bytes, *, embedding: bool = False) -> int | None:
         """At least as many tokens as the text has for OpenAI's models; None where that cannot be told."""
+        return await self._counted(data, _tokens, embedding=embedding)
+
+    async def count_body(self, payload: bytes, *, embedding: bool = False) -> int | None:
+        """The same for a request's JSON body. Its strings are counted as the model reads them: escaped, some texts
+        have a third fewer tokens."""
+        return await self._counted(payload, _tokens_of_body, embedding=embedding)
+
+    async def _counted(self, data: bytes, tokens: Callable[[_Encoding, str], int], *, embedding: bool) -> int | None:
         name = "cl100k_base" if embedding else "o200k_base"
         if len(data) > MOST_BYTES or not path_of(self._folder, name).is_file():
             return None
-        return await asyncio.to_thread(self._count, name, data)
+        return await asyncio.to_thread(self._count, name, data, tokens)
 
-    def _count(self, name: str, data: bytes) -> int | None:
+    def _count(self, name: str, data: bytes, tokens: Callable[[_Encoding, str], int]) -> int | None:
         try:
             if name not in self._loaded:
                 self._loaded[name] = _load(name, path_of(self._folder, name))
             encoding = self._loaded[name]
             if encoding is None:
                 return None
-            text = data.decode("utf-8", "replace")
-            starts = range(0, len(text), PIECE)
-            return sum(len(encoding.encode_ordinary(text[start : start + PIECE])) for start in starts) + len(starts)
+            return tokens(encoding, data.decode("utf-8", "replace"))
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException:  # the encoder panics past Exception; the byte bound needs no encoder
             return None
+
+
+def _tokens(encoding: _Encoding, text: str) -> int:
+    starts = range(0, len(text), PIECE)
+    return sum(len(encoding.encode_ordinary(text[start : start + PIECE])) for start in starts) + len(starts)
+
+
+def _tokens_of_body(encoding: _Encoding, text: str) -> int:
+    """Each string by itself, and one token more for what stands around it; of numbers, one for every three digits."""
+    count = 0
+    waiting: list[object] = [json.loads(text)]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, list):
+            waiting += value
+        elif isinstance(value, str):
+            count += _tokens(encoding, value)
+        else:
+            count += 2 + len(str(value)) // 3
+    return count
 
 
 def _load(name: str, path: Path) -> _Encoding | None:

@@ -45,6 +45,8 @@ def bound(model: str, media: Media, max_input: int) -> int:
     """The most tokens that all media of a request can be; at most the model's own input limit where documents are."""
     if media.documents:
         return max_input
+    if not media.images and not media.small_images:
+        return 0
     return media.images * image_cap(model) + media.small_images * image_cap(model, small=True)
 
 
