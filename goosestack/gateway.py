@@ -477,6 +477,8 @@ class Relay:
     async def _charge(self) -> Charge:
         """What the answer cost: by what was reported, or by an estimate where that cannot be believed."""
         bid = self.bid
+        if not (self._reader.reading.usage or {}).get("output"):
+            self._reader.catch_up()
         usage, wrong = costing.reported(bid, self._reader.reading)
         if wrong is not None and bid.account_id is not None:
             self.gateway.alert("usage", provider=bid.offer.provider.name, what=wrong, request_id=self.id)
@@ -491,6 +493,7 @@ class Relay:
         """The best guess: what was reported, else what the tokenizer counts, else a third of the bytes; `output`
         tokens where those are known."""
         bid, reading, tokenizer = self.bid, self._reader.reading, self.gateway.tokenizer
+        self._reader.catch_up()
         usage = costing.seen(bid, reading)
         known = costing.reported(bid, reading)[0]
         try:
@@ -510,6 +513,7 @@ class Relay:
 
     def progress(self) -> Charge | None:
         """What to journal: None before the provider has answered, and where nothing has changed."""
+        self._reader.catch_up()
         seen = self._reader.reading.output_bytes
         if self.receipt is not None or self._status != 200 or seen == self._journalled:
             return None

@@ -383,7 +383,7 @@ def check(tx: Tx, *, full: bool) -> Books:
     """Recompute the books from the rows: all of them where `full`, else those since the last verified statement.
 
     Reads one snapshot and changes nothing. Every account must equal the sums of its entries, charges and open
-    holds; every row must be in a state that the verbs can have left it in.
+    holds; entries and settlements must be there in unbroken numbers; no hold may be a dead process's.
     """
     books = Books()
     since = "(SELECT 0 AS entry_seq, 0 AS settled_seq)"

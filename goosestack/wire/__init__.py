@@ -103,6 +103,10 @@ class Reader(Protocol):
         it has come. Raises ValueError where a frame is larger than any provider sends."""
         ...
 
+    def catch_up(self) -> None:
+        """Read what has passed unread, so that `reading` says all that is known."""
+        ...
+
     def whole(self, data: bytes) -> bool:
         """Take a plain answer as a whole; whether it could be read as one."""
         ...

@@ -14,7 +14,7 @@ import msgspec
 
 from goosestack.errors import Problem, Unsupported
 from goosestack.wire import Body, Call, Media, Reader, Reading, body as fields, envelope, openai_parts
-from goosestack.wire.sse import Frames, data_of
+from goosestack.wire.sse import Stream, Verdict
 
 PASSED = frozenset(
     """cache_control context_hint metadata output_config output_format stop_sequences temperature tool_choice top_k
@@ -330,23 +330,19 @@ _MESSAGE = msgspec.json.Decoder(_Message)
 _USAGE = msgspec.json.Decoder(_Usage)
 
 
-class MessagesReader:
+class MessagesReader(Stream):
     """Reads a message, as events or as a whole."""
 
+    marks = (b"message_start", b"message_delta", b"message_stop", b'"error"', b"event: error")
+
     def __init__(self, *, keep_text: bool) -> None:
+        super().__init__()
         self.reading = Reading(text=[] if keep_text else None)
-        self._frames = Frames()
         self._reported: dict[str, int] = {}
 
-    def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
-        """See `Reader.feed`."""
-        passed: list[bytes] = []
-        for frame in self._frames.feed(data):
-            payload = data_of(frame)
-            if payload and self._event(payload):
-                return b"".join(passed), frame
-            passed.append(frame)
-        return b"".join(passed), None
+    def read(self, frame: bytes, payload: bytes) -> Verdict:
+        """See `Stream.read`."""
+        return Verdict.LAST if payload and self._event(payload) else Verdict.PASS
 
     def whole(self, data: bytes) -> bool:
         """See `Reader.whole`."""
@@ -434,6 +430,9 @@ def _disjoint(reported: Mapping[str, int]) -> dict[str, int]:
 
 class CountReader:
     """Reads the answer of `count_tokens`, which costs nothing."""
+
+    def catch_up(self) -> None:
+        """See `Reader.catch_up`."""
 
     def __init__(self) -> None:
         self.reading = Reading()

@@ -12,7 +12,7 @@ import msgspec
 from goosestack.errors import Problem, Unsupported
 from goosestack.wire import Body, Call, Media, Reading, body as fields, envelope, openai_parts
 from goosestack.wire.openai_parts import NULL, UNREADABLE, given
-from goosestack.wire.sse import Frames, data_of
+from goosestack.wire.sse import Stream, Verdict
 
 PASSED = frozenset(
     """frequency_penalty function_call logit_bias logprobs metadata moderation parallel_tool_calls presence_penalty
@@ -29,6 +29,7 @@ CONTROLLED = frozenset(
 
 REFUSED = {
     "audio": "audio output is not sold here",
+    "best_of": "what is written and thrown away is billed as well; use `n`",
     "prediction": "rejected predictions are billed as output beyond the cap",
     "web_search_options": "searches are not bounded here; use the Responses API with the `web_search` tool",
 }
@@ -185,28 +186,29 @@ _SEARCHES = msgspec.json.Decoder(_Searches)
 _USAGE = msgspec.json.Decoder(_Usage)
 
 
-class ChatReader:
+class ChatReader(Stream):
     """Reads a chat completion, as chunks or as a whole."""
 
+    marks = (b"[DONE]", b'"usage":{', b'"usage": ', b'"error"')
+
     def __init__(self, call: Call, *, keep_text: bool) -> None:
+        super().__init__()
         self.reading = Reading(text=[] if keep_text else None)
-        self._frames = Frames()
         self._hide = call.hide_usage
 
-    def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
-        """See `Reader.feed`."""
-        passed: list[bytes] = []
-        for frame in self._frames.feed(data):
-            payload = data_of(frame)
-            if payload.startswith(b"[DONE]"):
-                return b"".join(passed), frame
-            shown = not payload or self._chunk(payload)
-            if self.reading.error:
-                return b"".join(passed), frame
-            if not shown:
-                continue
-            passed.append(frame.replace(b',"usage":null', b"") if self._hide else frame)
-        return b"".join(passed), None
+    def shown(self, frames: bytes) -> bytes:
+        """See `Stream.shown`: without the empty usage that the caller did not ask for. No text is touched: in a string
+        of JSON the quotes would be escaped."""
+        return frames.replace(b',"usage":null', b"") if self._hide else frames
+
+    def read(self, frame: bytes, payload: bytes) -> Verdict:
+        """See `Stream.read`."""
+        if payload.startswith(b"[DONE]"):
+            return Verdict.LAST
+        shown = not payload or self._chunk(payload)
+        if self.reading.error:
+            return Verdict.LAST
+        return Verdict.PASS if shown else Verdict.HIDE
 
     def whole(self, data: bytes) -> bool:
         """See `Reader.whole`."""

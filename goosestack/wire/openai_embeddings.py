@@ -109,6 +109,9 @@ class EmbeddingsReader:
         """There are no streams of embeddings."""
         raise ValueError("embeddings are not streamed")
 
+    def catch_up(self) -> None:
+        """See `Reader.catch_up`."""
+
     def whole(self, data: bytes) -> bool:
         """See `Reader.whole`."""
         try:

@@ -17,7 +17,7 @@ import msgspec
 from goosestack.errors import Problem, Unsupported
 from goosestack.wire import Body, Call, Reading, body as fields, envelope, openai_parts
 from goosestack.wire.openai_parts import NULL, UNREADABLE, Details, given
-from goosestack.wire.sse import Frames, data_of
+from goosestack.wire.sse import Stream, Verdict
 
 PASSED = frozenset(
     """client_metadata image include metadata moderation parallel_tool_calls prompt_cache_key prompt_cache_retention
@@ -300,27 +300,23 @@ _USAGE = msgspec.json.Decoder(_Usage)
 _TOOL_USAGE = msgspec.json.Decoder(_ToolUsage)
 
 
-class ResponsesReader:
+class ResponsesReader(Stream):
     """Reads a response, as events or as a whole."""
 
+    marks = (b"[DONE]", b"response.completed", b"response.incomplete", b"response.failed", b'"error"', b"event: error")
+
     def __init__(self, call: Call, *, keep_text: bool) -> None:
+        super().__init__()
         self.reading = Reading(text=[] if keep_text else None)
         self.sequence = -1
         """The number of the last event."""
-        self._frames = Frames()
         self._long_cache = call.long_cache
 
-    def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
-        """See `Reader.feed`."""
-        passed: list[bytes] = []
-        for frame in self._frames.feed(data):
-            payload = data_of(frame)
-            if payload.startswith(b"[DONE]"):
-                continue  # ends nothing here, but would end it for an SDK
-            if payload and self._event(payload):
-                return b"".join(passed), frame
-            passed.append(frame)
-        return b"".join(passed), None
+    def read(self, frame: bytes, payload: bytes) -> Verdict:
+        """See `Stream.read`."""
+        if payload.startswith(b"[DONE]"):
+            return Verdict.HIDE  # ends nothing here, but would end it for an SDK
+        return Verdict.LAST if payload and self._event(payload) else Verdict.PASS
 
     def whole(self, data: bytes) -> bool:
         """See `Reader.whole`."""

@@ -1,0 +1,329 @@
+"""The operator's commands: with a daemon and without one, for people and for scripts, and what a running daemon makes
+of them. `tests/test_serve.py` tells how the daemon starts and stops.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from goosestack import __version__, config
+from goosestack.cli import main
+from tests.asking import ask, chat, directed, opened
+from tests.world import OPENAI_KEY, Daemon, World, bare_environment, until
+
+ROOT = Path(__file__).resolve().parent.parent
+CANARY = "sk-canary-of-the-operator"
+NOTHING: Mapping[str, str] = {}
+
+
+class Operator:
+    """Somebody at a shell: runs `goosestack ARGS` in a folder, with an environment."""
+
+    def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
+        self.folder, self.env = folder, env
+
+    def run(self, *args: str, expect: int = 0, env: Mapping[str, str] = NOTHING) -> tuple[str, str]:
+        """Standard output and standard error of a command that must end with this exit code."""
+        before, umask = Path.cwd(), os.umask(0o077)
+        os.chdir(self.folder)
+        try:
+            done = CliRunner().invoke(main, args, env={**self.env, **env})
+        finally:
+            os.chdir(before)
+            os.umask(umask)
+        assert done.exit_code == expect, (args, done.output, done.exception)
+        return done.stdout, done.stderr
+
+    def json(self, *args: str, expect: int = 0, env: Mapping[str, str] = NOTHING) -> Any:
+        """What a command says with `--json`."""
+        return json.loads(self.run(*args, "--json", expect=expect, env=env)[0])
+
+    def refused(self, *args: str, code: int = 1, env: Mapping[str, str] = NOTHING) -> str:
+        """The one sentence in which a command is refused."""
+        out, err = self.run(*args, expect=code, env=env)
+        assert out == ""
+        assert err.startswith("goosestack: ") and err.endswith("\n") and err.count("\n") == 1, err
+        return err.removeprefix("goosestack: ").rstrip("\n")
+
+
+@pytest.fixture
+def operator(folder: Path) -> Operator:
+    """An operator whose daemon does not run."""
+    return Operator(folder, {"DB_PATH": str(folder / "goosestack.db"), "OPENAI_API_KEY": CANARY})
+
+
+def operator_of(world: World) -> Operator:
+    return Operator(world.folder, world.daemon.env)
+
+
+@pytest.fixture(params=["with a daemon", "without a daemon"])
+def either(request: pytest.FixtureRequest, operator: Operator) -> Operator:
+    """An operator whose daemon runs, and one whose daemon does not: both see the same."""
+    if request.param == "without a daemon":
+        return operator
+    return operator_of(request.getfixturevalue("world"))
+
+
+# --- every verb -----------------------------------------------------------------------------------------------
+
+
+def test_users_are_made_and_listed(either: Operator) -> None:
+    alice = either.json("user", "create", "alice@example.com")
+    bob_id = either.run("user", "create", "bob@example.com")[0].strip()
+    assert alice == {"id": alice["id"], "email": "alice@example.com"}
+    listed = {user["id"]: user for user in either.json("user", "list")}
+    assert set(listed[alice["id"]]) == {"id", "email", "pro_until", "balance_cents", "created_at"}
+    assert listed[bob_id]["email"] == "bob@example.com"
+    assert f"{bob_id}           0 cents  pro until -  bob@example.com\n" in either.run("user", "list")[0]
+
+
+def test_credits_are_granted_and_shown(either: Operator) -> None:
+    alice = either.json("user", "create", "alice@example.com")["id"]
+    granted = either.json("credit", "grant", alice, "250", "--note", "welcome")
+    assert granted == {"id": alice, "ref": granted["ref"], "posted": True, **funds(250)}
+    assert either.run("credit", "grant", alice, "50")[0] == f"{alice} has 300 cents\n"
+    assert either.json("credit", "show", alice) == {"id": alice, **funds(300)}
+    assert either.run("credit", "show", alice)[0] == "balance 300  held 0  available 300  (cents)\n"
+
+
+def funds(cents: int) -> dict[str, int]:
+    return {"balance_cents": cents, "held_cents": 0, "available_cents": cents}
+
+
+def test_a_grant_with_a_ref_is_given_once(either: Operator) -> None:
+    alice = either.json("user", "create", "alice@example.com")["id"]
+    ref = f"invoice-{alice}"
+    first = either.json("credit", "grant", alice, "100", "--ref", ref)
+    again = either.json("credit", "grant", alice, "100", "--ref", ref)
+    assert (first["posted"], again["posted"]) == (True, False)
+    assert again["balance_cents"] == 100
+    assert "posted before, as another movement" in either.refused("credit", "grant", alice, "200", "--ref", ref)
+    assert either.json("credit", "show", alice)["balance_cents"] == 100
+
+
+def test_pro_is_given_until_a_date_and_taken_away(either: Operator) -> None:
+    bob = either.json("user", "create", "bob@example.com")["id"]
+    until_utc = {"id": bob, "pro_until": "2999-12-31T00:00:00.000Z"}
+    assert either.json("user", "pro", bob, "--until", "2999-12-31") == until_utc
+    assert either.json("user", "pro", bob, "--until", "2999-12-31T02:00:00+02:00") == until_utc
+    assert either.run("user", "pro", bob, "--until", "none")[0] == f"{bob} is Pro until never\n"
+    assert either.json("user", "pro", bob, "--until", "none")["pro_until"] is None
+    assert "is no date" in either.run("user", "pro", bob, "--until", "tomorrow", expect=2)[1]
+
+
+def test_keys_are_made_listed_and_revoked(either: Operator) -> None:
+    alice = either.json("user", "create", "alice@example.com")["id"]
+    made = either.json("key", "create", alice, "--name", "laptop")
+    bare = either.run("key", "create", alice)[0].strip()
+    assert set(made) == {"id", "api_key", "prefix", "name"}
+    assert made["api_key"].startswith(made["prefix"]) and len(made["prefix"]) == 12
+    assert bare.startswith("gsk_") and len(bare) >= 4 + 32
+    first, second = either.json("key", "list", alice)
+    assert (first["id"], first["name"], first["revoked"]) == (made["id"], "laptop", False)
+    assert second["prefix"] == bare[:12]
+    assert made["api_key"] not in either.run("key", "list")[0]
+    assert either.json("key", "revoke", made["id"]) == {"id": made["id"], "revoked": True}
+    assert either.run("key", "revoke", bare[:12])[0] == f"{second['id']} is revoked\n"
+    assert [key["revoked"] for key in either.json("key", "list", alice)] == [True, True]
+
+
+def test_the_books_are_checked(either: Operator) -> None:
+    either.json("credit", "grant", either.json("user", "create", "alice@example.com")["id"], "100")
+    for full in ([], ["--full"]):
+        found = either.json("check", *full)
+        assert found["ok"] and found["wrong"] == [] and found["accounts"] >= 1
+        assert either.run("check", *full)[0] == f"{found['accounts']} accounts, 0 differences\n"
+
+
+def test_an_e_mail_names_a_user_only_where_one_user_has_it(either: Operator) -> None:
+    name = f"alice+{os.getpid()}-{either.folder.name}@example.com"
+    alice = either.json("user", "create", name)["id"]
+    assert either.json("credit", "grant", name, "5")["id"] == alice
+    either.json("user", "create", name)
+    assert either.refused("credit", "grant", name, "5") == f"several users have the e-mail {name}; name one by id"
+    assert either.json("credit", "show", alice)["balance_cents"] == 5
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (("credit", "show", "usr_nobody"), "there is no user usr_nobody"),
+        (("credit", "grant", "nobody@example.com", "5"), "there is no user nobody@example.com"),
+        (("user", "pro", "usr_nobody", "--until", "none"), "there is no user usr_nobody"),
+        (("key", "create", "usr_nobody"), "there is no user usr_nobody"),
+        (("key", "list", "usr_nobody"), "there is no user usr_nobody"),
+        (("key", "revoke", "gsk_nothing1"), "there is no key gsk_nothing1"),
+        (("user", "create", "no-address"), "'no-address' is no e-mail address"),
+        (("user", "create", "a@b@c"), "'a@b@c' is no e-mail address"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_verb_that_cannot_be_done_says_why_and_ends_with_1(
+    either: Operator, args: tuple[str, ...], sentence: str
+) -> None:
+    assert either.refused(*args) == sentence
+
+
+@pytest.mark.parametrize("cents", ["0", "-5", "1.5", "x", "1000000001"])
+def test_a_grant_is_a_positive_number_of_cents(operator: Operator, cents: str) -> None:
+    alice = operator.json("user", "create", "alice@example.com")["id"]
+    operator.run("credit", "grant", alice, cents, expect=2)
+    assert operator.json("credit", "show", alice)["balance_cents"] == 0
+
+
+def test_books_that_were_tampered_with_make_check_end_with_1(operator: Operator) -> None:
+    alice = operator.json("user", "create", "alice@example.com")["id"]
+    operator.json("credit", "grant", alice, "100")
+    with sqlite3.connect(operator.env["DB_PATH"]) as db:
+        db.execute("UPDATE accounts SET balance = 1000000")
+    db.close()
+    found = operator.json("check", expect=1)
+    assert found["ok"] is False
+    assert found["wrong"] == ["account 1: balance is 1000000, and its rows add up to 100"]
+    assert operator.run("check", "--full", expect=1)[0].endswith("1 accounts, 1 differences\n")
+
+
+def test_without_a_folder_for_the_database_every_verb_is_refused(operator: Operator, folder: Path) -> None:
+    nowhere = str(folder / "nowhere" / "goosestack.db")
+    for args in (("user", "list"), ("check",), ("credit", "show", "usr_1"), ("backup", "x"), ("restore", __file__)):
+        assert "nowhere" in operator.refused(*args, code=78, env={"DB_PATH": nowhere})
+
+
+def test_the_command_runs_as_a_process_of_its_own(folder: Path) -> None:
+    env = bare_environment(DB_PATH=str(folder / "goosestack.db"))
+    for args, expected in ((["--version"], __version__), (["user", "create", "alice@example.com"], "usr_")):
+        done = subprocess.run(
+            [sys.executable, "-m", "goosestack", *args], env=env, cwd=folder, capture_output=True, text=True, check=True
+        )
+        assert expected in done.stdout and done.stderr == ""
+    assert {path.stat().st_mode & 0o077 for path in folder.iterdir()} == {0}
+
+
+# --- what a running daemon makes of it ------------------------------------------------------------------------
+
+
+def test_the_next_request_sees_a_grant_and_pro(world: World) -> None:
+    alice, shell = world.customer(cents=0), operator_of(world)
+    own = {"X-Provider-Key": OPENAI_KEY}
+
+    def status(**headers: str) -> int:
+        return ask(world, "POST", "/v1/chat/completions", key=alice.key, body=chat(), headers=headers).status
+
+    assert (status(), status(**own)) == (402, 403)
+    shell.run("credit", "grant", alice.id, "10")
+    shell.run("user", "pro", alice.id, "--until", "2999-01-01")
+    assert (status(), status(**own)) == (200, 200)
+    shell.run("user", "pro", alice.id, "--until", "2020-01-01")
+    assert status(**own) == 403
+
+
+def test_a_revoked_key_fails_at_once_and_its_live_stream_ends(world: World) -> None:
+    alice, shell = world.customer(), operator_of(world)
+    endless = chat(directed("Hi", words=2000, delay_ms=20), stream=True)
+    with opened(world, "/v1/chat/completions", key=alice.key, body=endless) as stream:
+        assert stream.readline().startswith(b"data: ")
+        shell.run("key", "revoke", alice.key_id)
+        assert ask(world, "GET", "/v1/usage", key=alice.key).status == 401
+        last = [line for line in stream.read().split(b"\n\n") if line][-1]
+    assert b"its key was revoked" in last and b'"error"' in last
+    (row,) = world.ended_rows(alice, 1)
+    assert (row["status"], row["estimated"]) == ("settled", 1)
+    assert 0 < row["output_tokens"] < 2000
+    assert row["cost_nanos"] <= row["quote"]
+
+
+def test_a_database_path_too_long_for_a_socket_works(folder: Path) -> None:
+    deep = folder / ("a" * 60) / ("b" * 60)
+    deep.mkdir(parents=True)
+    world = World.create(deep)
+    try:
+        alice = world.customer(5)  # over the socket
+        assert len(str(world.daemon.db)) > 140
+        assert ask(world, "POST", "/v1/chat/completions", key=alice.key, body=chat()).status == 200
+    finally:
+        world.close()
+
+
+# --- settings and prices --------------------------------------------------------------------------------------
+
+
+def test_config_shows_every_setting_and_no_secret(operator: Operator) -> None:
+    secrets = {"ADMIN_TOKEN": CANARY * 2, "ANTHROPIC_API_KEY": "", "LITELLM_API_KEY": CANARY, "PORT": "4000"}
+    shown = operator.json("config", env=secrets)
+    assert set(shown) == {config.setting(option) for option in config.options()}
+    assert (shown["OPENAI_API_KEY"], shown["ADMIN_TOKEN"], shown["ANTHROPIC_API_KEY"]) == ("(set)", "(set)", "")
+    text, err = operator.run("config", env=secrets)
+    assert "PORT=4000\n" in text and "OPENAI_API_KEY=(set)\n" in text
+    assert CANARY not in text + err + json.dumps(shown)
+
+
+def test_settings_come_from_a_credential_then_the_environment_then_dotenv(operator: Operator, folder: Path) -> None:
+    (folder / ".env").write_text("PORT=1111\nDRAIN_S=1111\nMAX_IN_FLIGHT=1111\nOPENROUTER_API_KEY=sk-or-$HOME\n")
+    (folder / "credentials").mkdir()
+    (folder / "credentials" / "PORT").write_text("3333\n")
+    env = {"CREDENTIALS_DIRECTORY": str(folder / "credentials"), "PORT": "2222", "DRAIN_S": "2222"}
+    shown = operator.json("config", env=env)
+    assert (shown["PORT"], shown["DRAIN_S"], shown["MAX_IN_FLIGHT"]) == ("3333", "2222", "1111")
+    assert shown["OPENROUTER_API_KEY"] == "(set)"
+
+
+def test_secrets_leave_the_environment_once_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", CANARY)
+    assert config.load_from_process().openai_api_key == CANARY
+    assert CANARY not in os.environ.values()
+
+
+def test_the_example_of_a_dotenv_file_is_the_generated_one(folder: Path) -> None:
+    assert (ROOT / ".env.example").read_text() == config.env_example()
+    stripped = [line.removeprefix("#") for line in config.env_example().splitlines() if line.startswith("#")]
+    (folder / ".env").write_text("\n".join(line for line in stripped if line[:1].isupper() and "=" in line))
+    assert config.load({}, folder) == config.Config()
+
+
+def test_prices_lists_what_is_sold_with_the_markup(operator: Operator) -> None:
+    listed = {row["model"]: row for row in operator.json("prices")}
+    assert listed["gpt-4o-mini"] == {"model": "gpt-4o-mini", "provider": "openai", "input": "0.15", "output": "0.6"}
+    assert all(row["provider"] == "openai" for row in listed.values())  # no other key is set
+    (dearer,) = operator.json("prices", "gpt-4o-mini-2024-07-18", env={"MARKUP_PERCENT": "50"})
+    assert (dearer["model"], dearer["input"], dearer["output"]) == ("gpt-4o-mini", "0.225", "0.9")
+    heading, line = operator.run("prices", "gpt-4o-mini")[0].splitlines()
+    assert heading.split() == ["model", "provider", "$/M", "input", "$/M", "output"]
+    assert line.split() == ["gpt-4o-mini", "openai", "0.15", "0.6"]
+
+
+def test_the_operators_own_prices_decide(operator: Operator, folder: Path) -> None:
+    (folder / "prices.toml").write_text(
+        '[models.goose-1]\nprovider = "openai"\ninput = "1.5"\noutput = 2\ncontext = 8000\naliases = ["honk"]\n'
+    )
+    (own,) = operator.json("prices", "honk")
+    assert own == {"model": "goose-1", "provider": "openai", "input": "1.5", "output": "2"}
+
+
+@pytest.fixture
+def daemon(folder: Path) -> Iterator[Daemon]:
+    """A daemon with an upstream that it never calls."""
+    running = Daemon(folder, "http://127.0.0.1:9")
+    yield running
+    running.program.stop()
+
+
+def test_commands_while_the_daemon_comes_and_goes_find_the_same_books(daemon: Daemon, folder: Path) -> None:
+    shell = Operator(folder, daemon.env)
+    alice = shell.json("user", "create", "alice@example.com")["id"]
+    daemon.program.stop()
+    shell.json("credit", "grant", alice, "7")
+    daemon.start()
+    until(lambda: (folder / "goosestack.db.sock").exists(), "the socket")
+    assert (folder / "goosestack.db.sock").stat().st_mode & 0o777 == 0o600
+    assert shell.json("credit", "show", alice)["balance_cents"] == 7
+    assert shell.json("check", "--full")["ok"]

@@ -1,0 +1,493 @@
+"""The ledger's rules, each told as a story. How stories are written is said in `stories.py`.
+
+Wherever a story ends, the books add up, from the beginning and since the last statement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from goosestack import ledger
+from tests.stories import Ledger
+
+Tell = Callable[[str], Ledger]
+
+
+@pytest.fixture
+def book() -> Iterator[Ledger]:
+    book = Ledger()
+    yield book
+    book.close()
+
+
+@pytest.fixture
+def tell(book: Ledger) -> Iterator[Tell]:
+    yield book.tell
+    book.tell("check | right \n check full | right")
+
+
+# --- entries --------------------------------------------------------------------------------------------------
+
+
+def test_what_is_posted_is_the_balance(tell: Tell) -> None:
+    tell("""
+        topup alice 100      | posted balance 100 held 0 carry 0 available 100c
+        grant alice 5        | posted balance 105
+        refund alice -30     | posted balance 75
+        reversal alice -75   | posted balance 0 available 0
+    """)
+
+
+def test_an_entry_is_posted_once_for_its_ref(tell: Tell) -> None:
+    tell("""
+        topup alice 100 pay_1   | posted balance 100
+        topup alice 100 pay_1   | repeated balance 100
+        topup alice 100 pay_2   | posted balance 200
+        grant alice 100 pay_1   | posted balance 300
+        topup alice 100 pay_1   | repeated balance 300
+    """)
+
+
+def test_a_ref_never_stands_for_two_movements(tell: Tell) -> None:
+    tell("""
+        topup alice 100 pay_1   | posted
+        topup alice 101 pay_1   | error posted before
+        topup bob 100 pay_1     | error posted before
+        show alice              | balance 100
+        show bob                | balance 0
+    """)
+
+
+def test_nothing_is_taken_that_is_not_there(tell: Tell) -> None:
+    tell("""
+        topup alice 100     | balance 100
+        refund alice -101   | error no room
+        refund alice -100   | balance 0
+        refund alice -1     | error no room
+        show alice          | balance 0
+    """)
+
+
+def test_what_is_held_is_not_taken_away(tell: Tell) -> None:
+    tell("""
+        topup alice 100          |
+        authorize r1 alice 60c   | holds 60c available 40c
+        refund alice -41         | error no room
+        refund alice -40         | balance 60 available 0
+        authorize r2 alice 1     | refused
+        settle r1 60c            | balance 0
+    """)
+
+
+def test_a_hold_into_the_carry_keeps_the_last_cent(tell: Tell) -> None:
+    tell("""
+        topup alice 2            |
+        authorize r1 alice 1     | holds 1
+        settle r1 1              | balance 1 carry 9999999
+        authorize r2 alice 1c    | holds 1c available 9999999
+        refund alice -1          | error no room
+        release r2               | released
+        refund alice -1          | balance 0 carry 9999999 available 9999999
+    """)
+
+
+def test_an_account_has_its_bounds(tell: Tell) -> None:
+    tell(f"""
+        topup alice {ledger.MOST_UNITS}       | balance {ledger.MOST_UNITS}
+        topup alice 1                         | error no room
+        topup bob {ledger.MOST_UNITS + 1}     | error no movement
+        topup bob {10**30}                    | error no movement
+        topup bob 0                           | error no movement
+        authorize r1 alice {ledger.MOST_UNITS}c | available 0
+        settle r1 {ledger.MOST_UNITS}c        | balance 0 shortfall 0
+    """)
+
+
+# --- authorize ------------------------------------------------------------------------------------------------
+
+
+def test_as_much_is_held_as_is_asked_for(tell: Tell) -> None:
+    tell("""
+        topup alice 100              |
+        authorize r1 alice 1c..30c   | holds 30c held 30c available 70c balance 100
+        authorize r2 alice 1c..70c   | holds 70c held 100c available 0
+        row r2                       | status held quote 70c held 70c
+    """)
+
+
+def test_where_less_is_available_all_of_that_is_held(tell: Tell) -> None:
+    tell("""
+        topup alice 100               |
+        authorize r1 alice 1c..150c   | holds 100c available 0
+        row r1                        | quote 150c held 100c
+    """)
+
+
+def test_below_the_least_nothing_is_held(tell: Tell) -> None:
+    tell("""
+        topup alice 100                   |
+        authorize r1 alice 100c+1..150c   | refused available 100c held 0
+        row r1                            | nothing
+        authorize r1 alice 100c..150c     | holds 100c available 0
+    """)
+
+
+def test_every_grain_counts_at_the_gate(tell: Tell) -> None:
+    tell("""
+        topup alice 1                        |
+        authorize r1 alice 9999999           | holds 9999999 available 1
+        authorize r2 alice 2                 | refused available 1
+        authorize r3 alice 1                 | holds 1 available 0
+        authorize r4 alice 1                 | refused available 0
+        authorize r5 alice 0                 | holds 0 available 0
+    """)
+
+
+def test_the_same_hold_is_made_once(tell: Tell) -> None:
+    tell("""
+        topup alice 100              |
+        authorize r1 alice 1c..30c   | holds 30c available 70c
+        authorize r1 alice 1c..30c   | holds 30c available 70c held 30c
+        authorize r1 alice 50c..90c  | holds 30c available 70c held 30c
+        topup bob 100                |
+        authorize r1 bob 1c          | error used before
+        release r1                   | released held 0
+        authorize r1 alice 1c..30c   | error used before
+    """)
+
+
+@pytest.mark.parametrize("bounds", ["2..1", "-1..1", "-2..-1"])
+def test_bounds_that_make_no_sense_hold_nothing(tell: Tell, bounds: str) -> None:
+    tell(f"""
+        topup alice 1                 |
+        authorize r1 alice {bounds}   | error cannot be held
+        row r1                        | nothing
+    """)
+
+
+def test_an_empty_account_can_hold_nothing_but_nothing(tell: Tell) -> None:
+    tell("""
+        authorize r1 alice 1   | refused available 0
+        authorize r2 alice 0   | holds 0 available 0
+        settle r2 0            | charged 0 billed 0 settled
+    """)
+
+
+def test_a_free_call_has_a_row_and_no_payer(tell: Tell) -> None:
+    tell("""
+        authorize r1 nobody 0   | holds 0 available 0
+        row r1                  | status held held 0
+        settle r1 0             | charged 0 billed 0 balance 0
+        row r1                  | status settled settled_seq 1
+        authorize r2 nobody 1   | error cannot be held
+        row r2                  | nothing
+    """)
+
+
+# --- settle ---------------------------------------------------------------------------------------------------
+
+
+def test_the_cost_is_charged_and_the_rest_returned(tell: Tell) -> None:
+    tell("""
+        topup alice 100          |
+        authorize r1 alice 30c   | available 70c
+        settle r1 12c            | charged 12c billed 12 balance 88 held 0 available 88c shortfall 0 settled
+        row r1                   | status settled reason completed charged 12c billed 12 cost_cents 12 cost_nanos 12c
+    """)
+
+
+def test_a_cost_above_the_hold_takes_what_else_is_available(tell: Tell) -> None:
+    tell("""
+        topup alice 100          |
+        authorize r1 alice 30c   |
+        settle r1 45c            | charged 45c billed 45 shortfall 0 balance 55 held 0
+    """)
+
+
+def test_other_holds_are_not_touched_and_the_house_bears_the_rest(tell: Tell) -> None:
+    tell("""
+        topup alice 100          |
+        authorize r1 alice 30c   |
+        authorize r2 alice 60c   | available 10c
+        settle r1 45c            | charged 40c billed 40 shortfall 5c cost 45c available 0 held 60c balance 60
+        row r1                   | charged 40c shortfall 5c cost_nanos 45c
+        settle r2 60c            | charged 60c shortfall 0 balance 0
+    """)
+
+
+def test_settling_again_changes_nothing(tell: Tell) -> None:
+    tell("""
+        topup alice 100          |
+        authorize r1 alice 30c   |
+        settle r1 12c            | charged 12c billed 12 balance 88
+        settle r1 12c            | charged 12c billed 12 balance 88
+        settle r1 29c            | charged 12c billed 12 balance 88
+        settle r1 1c estimated   | charged 12c billed 12 balance 88
+        row r1.c                 | nothing
+    """)
+
+
+def test_a_released_hold_is_never_charged(tell: Tell) -> None:
+    tell("""
+        topup alice 100          |
+        authorize r1 alice 30c   |
+        release r1               | released balance 100 held 0
+        settle r1 12c            | error it was released
+        show alice               | balance 100 available 100c
+    """)
+
+
+def test_what_was_never_held_is_neither_settled_nor_released(tell: Tell) -> None:
+    tell("""
+        settle r1 1    | error never made
+        release r1     | error never made
+    """)
+
+
+def test_a_charge_never_adds_to_a_balance(tell: Tell) -> None:
+    tell("""
+        topup alice 1            |
+        authorize r1 alice 1     |
+        settle r1 -1             | error cannot be charged
+        row r1                   | status held
+        settle r1 0              | balance 1 charged 0
+    """)
+
+
+# --- release --------------------------------------------------------------------------------------------------
+
+
+def test_a_released_hold_costs_nothing(tell: Tell) -> None:
+    tell("""
+        topup alice 100          |
+        authorize r1 alice 30c   |
+        journal r1 5c            |
+        release r1               | released balance 100 held 0 available 100c
+        row r1                   | status released reason refused_400 charged 0 cost_nanos 0 progress None
+        release r1               | released balance 100
+    """)
+
+
+def test_releasing_what_is_settled_changes_nothing_and_says_so(tell: Tell) -> None:
+    tell("""
+        topup alice 100          |
+        authorize r1 alice 30c   |
+        settle r1 12c            | balance 88
+        release r1               | settled balance 88 held 0
+        row r1                   | status settled charged 12c
+    """)
+
+
+# --- the carry ------------------------------------------------------------------------------------------------
+
+
+def test_the_sum_rounds_up_and_not_each_call(tell: Tell) -> None:
+    tell("""
+        topup alice 10                |
+        authorize r1 alice 1c         |
+        settle r1 4000000             | billed 1 balance 9 carry 6000000
+        authorize r2 alice 1c         |
+        settle r2 4000000             | billed 0 balance 9 carry 2000000
+        authorize r3 alice 1c         |
+        settle r3 4000000             | billed 1 balance 8 carry 8000000
+        authorize r4 alice 1c         |
+        settle r4 8000000             | billed 0 balance 8 carry 0
+        authorize r5 alice 1c         |
+        settle r5 1                   | billed 1 balance 7 carry 9999999
+        row r4                        | cost_cents 0 cost_nanos 8000000
+    """)
+
+
+def test_the_carry_is_money_like_any_other(tell: Tell) -> None:
+    tell("""
+        topup alice 1                 |
+        authorize r1 alice 1          |
+        settle r1 1                   | balance 0 carry 9999999 available 9999999
+        authorize r2 alice 9999999    | holds 9999999 available 0
+        settle r2 9999999             | billed 0 balance 0 carry 0
+        authorize r3 alice 1          | refused
+    """)
+
+
+def test_a_thousand_hellos_cost_their_sum_and_not_a_thousand_cents(book: Ledger, tell: Tell) -> None:
+    tell("topup alice 100")
+    for number in range(1000):
+        tell(f"authorize r{number} alice 1..1c \n settle r{number} 2970")
+    tell("show alice | balance 99 carry 7030000")
+
+
+# --- estimates and their correction ---------------------------------------------------------------------------
+
+
+def test_an_estimate_is_corrected_by_the_truth_when_that_is_more(tell: Tell) -> None:
+    tell("""
+        topup alice 100            |
+        authorize r1 alice 30c     |
+        settle r1 10c estimated    | charged 10c balance 90
+        row r1                     | estimated 1
+        settle r1 25c              | charged 25c billed 25 cost 25c shortfall 0 balance 75
+        row r1                     | charged 10c billed 10 settled_seq 1 estimated 1 input_tokens 10c
+        row r1.c                   | charged 15c billed 15 settled_seq 2 cost_nanos 15c input_tokens 15c held 0
+    """)
+
+
+def test_an_estimate_is_corrected_by_a_credit_when_the_truth_is_less(tell: Tell) -> None:
+    tell("""
+        topup alice 100            |
+        authorize r1 alice 30c     |
+        settle r1 10c+5 estimated  | charged 10c+5 billed 11 balance 89 carry 9999995
+        settle r1 4c               | charged 4c billed 4 cost 4c balance 96 carry 0
+        row r1.c                   | billed -7 cost_cents -7 shortfall 0
+        show alice                 | balance 96 available 96c
+    """)
+
+
+def test_a_correction_takes_what_is_available_and_no_hold_of_another(tell: Tell) -> None:
+    tell("""
+        topup alice 100            |
+        authorize r1 alice 30c     |
+        settle r1 10c estimated    | balance 90
+        authorize r2 alice 85c     | available 5c
+        settle r1 25c              | charged 15c shortfall 10c cost 25c available 0 held 85c
+        row r1.c                   | charged 5c shortfall 10c
+        settle r2 85c              | charged 85c balance 0
+    """)
+
+
+def test_an_estimate_is_corrected_once(tell: Tell) -> None:
+    tell("""
+        topup alice 100            |
+        authorize r1 alice 30c     |
+        settle r1 10c estimated    | charged 10c
+        settle r1 20c estimated    | charged 10c
+        settle r1 10c              | charged 10c balance 90
+        row r1.c                   | charged 0 settled_seq 2
+        settle r1 25c              | charged 10c balance 90
+        release r1                 | settled balance 90
+        settle r1.c 25c            | charged 0 balance 90
+    """)
+
+
+def test_the_correction_of_a_free_call_counts_what_it_used(tell: Tell) -> None:
+    tell("""
+        authorize r1 nobody 0      |
+        settle r1 0 estimated      | charged 0
+        settle r1 0                | charged 0
+        row r1.c                   | charged 0 settled_seq 2
+    """)
+
+
+# --- crash and recovery ---------------------------------------------------------------------------------------
+
+
+def test_what_a_dead_process_held_is_given_back_where_nothing_was_seen(tell: Tell) -> None:
+    tell("""
+        topup alice 100            |
+        authorize r1 alice 30c     |
+        restart                    |
+        check                      | error held by a process that is gone
+        recover                    | charged 0 given_back 1
+        row r1                     | status released reason interrupted charged 0
+        show alice                 | balance 100 held 0
+    """)
+
+
+def test_what_was_seen_of_an_answer_is_charged_as_an_estimate(tell: Tell) -> None:
+    tell("""
+        topup alice 100            |
+        authorize r1 alice 30c     |
+        journal r1 3c              | balance 100 held 30c
+        journal r1 7c              | balance 100 held 30c available 70c
+        row r1                     | status held progress 7c
+        restart                    |
+        recover                    | charged 1 given_back 0
+        row r1                     | status settled reason recovered charged 7c estimated 1 input_tokens 7c
+        show alice                 | balance 93 held 0
+        settle r1 9c               | charged 9c balance 91
+    """)
+
+
+def test_recovery_leaves_alone_what_lives_and_what_has_ended(tell: Tell) -> None:
+    tell("""
+        topup alice 100            |
+        authorize r1 alice 10c     |
+        settle r1 10c              |
+        authorize r2 alice 10c     |
+        release r2                 |
+        restart                    |
+        authorize r3 alice 10c     |
+        recover                    | charged 0 given_back 0
+        row r1                     | status settled reason completed
+        row r2                     | status released reason refused_400
+        row r3                     | status held
+        recover                    | charged 0 given_back 0
+    """)
+
+
+def test_recovery_can_itself_be_interrupted_and_happens_once(tell: Tell) -> None:
+    tell("""
+        topup alice 100            |
+        authorize r1 alice 10c     |
+        journal r1 4c              |
+        authorize r2 alice 10c     |
+        restart                    |
+        restart                    |
+        recover                    | charged 1 given_back 1
+        restart                    |
+        recover                    | charged 0 given_back 0
+        show alice                 | balance 96 held 0
+    """)
+
+
+def test_nothing_is_journalled_of_what_has_ended(tell: Tell) -> None:
+    tell("""
+        topup alice 100            |
+        authorize r1 alice 10c     |
+        settle r1 2c               |
+        journal r1 9c              | balance 98
+        row r1                     | charged 2c progress None cost_nanos 2c
+        authorize r2 alice 10c     |
+        release r2                 |
+        journal r2 9c              | balance 98
+        row r2                     | status released cost_nanos 0 progress None
+    """)
+
+
+# --- units ----------------------------------------------------------------------------------------------------
+
+
+def test_a_token_is_its_own_grain(tell: Tell) -> None:
+    tell("""
+        grant carol/tokens 1000                 |
+        authorize r1 carol/tokens 1..1200       | holds 1000 available 0
+        settle r1 377                           | charged 377 billed 377 balance 623 carry 0
+        row r1                                  | cost_cents 0 billed 377
+    """)
+
+
+def test_a_thousandth_of_a_microdollar_is_a_grain_of_a_channel(tell: Tell) -> None:
+    tell("""
+        topup dave/usdc_micro 10                |
+        authorize r1 dave/usdc_micro 1..4500    | holds 4500 available 5500
+        settle r1 1500                          | billed 2 balance 8 carry 500
+        authorize r2 dave/usdc_micro 8500       | holds 8500 available 0
+        settle r2 8500                          | billed 8 balance 0 carry 0 shortfall 0
+        row r2                                  | cost_cents 0
+    """)
+
+
+def test_each_unit_of_a_user_is_an_account_of_its_own(tell: Tell) -> None:
+    tell("""
+        topup alice 5                     |
+        grant alice/tokens 100            | balance 100
+        authorize r1 alice/tokens 60      | held 60 available 40
+        settle r1 90                      | charged 90 balance 10
+        show alice                        | balance 5 held 0 available 5c
+    """)
+
+
+def test_there_is_no_other_unit(book: Ledger) -> None:
+    with pytest.raises(KeyError):
+        book.tell("topup alice/euro 1")

@@ -1,0 +1,230 @@
+"""The books, as the check finds them: right after whatever the ledger did, wrong after whatever somebody else did.
+
+The plain check starts from the last verified statement, the full one from the beginning. Stories as in `stories.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from goosestack import ledger
+from tests.stories import NOW, Ledger
+
+
+@pytest.fixture
+def book() -> Iterator[Ledger]:
+    book = Ledger()
+    yield book
+    book.close()
+
+
+OLD = """
+    topup alice 100              |
+    topup alice 50 pay_old       |
+    topup bob 100                |
+    authorize old_1 alice 30c    |
+    settle old_1 12c+3           |
+    authorize old_2 alice 30c    |
+    settle old_2 4c              |
+    authorize old_3 nobody 0     |
+    settle old_3 0               |
+"""
+NEW = """
+    topup alice 7 pay_new        |
+    topup bob 7                  |
+    authorize new_1 alice 30c    |
+    settle new_1 5c+1            |
+    authorize new_3 nobody 0     |
+    settle new_3 0               |
+    authorize new_2 bob 30c      |
+    settle new_2 3c estimated    |
+    settle new_2 2c              |
+    authorize open_1 alice 30c   |
+    authorize open_2 bob 20c     |
+    authorize gone alice 1c      |
+    release gone                 |
+"""
+
+STANDING = {
+    "a balance": "UPDATE accounts SET balance = balance + 1 WHERE user_id = 'alice'",
+    "a smaller balance": "UPDATE accounts SET balance = balance - 1 WHERE user_id = 'bob'",
+    "a carry": "UPDATE accounts SET carry = carry + 1 WHERE user_id = 'alice'",
+    "what is held": "UPDATE accounts SET held = held - 1 WHERE user_id = 'alice'",
+    "a grain": "UPDATE accounts SET grain = 1000 WHERE user_id = 'alice'",
+    "an open hold's amount": "UPDATE usage_log SET held = held - 1 WHERE id = 'open_1'",
+    "an open hold's payer": "UPDATE usage_log SET account_id = 2 WHERE id = 'open_1'",
+    "an open hold's process": "UPDATE usage_log SET process_id = 0 WHERE id = 'open_1'",
+    "an open hold into a released one": "UPDATE usage_log SET status = 'released' WHERE id = 'open_1'",
+    "a released hold into an open one": "UPDATE usage_log SET status = 'held', held = 5 WHERE id = 'gone'",
+    "an open hold into nothing": "DELETE FROM usage_log WHERE id = 'open_1'",
+}
+ENTRIES = {
+    "an entry's amount": "UPDATE entries SET amount = amount + 1 WHERE ref = 'pay_{when}'",
+    "an entry's account": "UPDATE entries SET account_id = 2 WHERE ref = 'pay_{when}'",
+    "an entry into nothing": "DELETE FROM entries WHERE ref = 'pay_{when}'",
+}
+SETTLEMENTS = {
+    "what was charged": "UPDATE usage_log SET charged = charged - 1 WHERE id = '{when}_1'",
+    "what was billed": "UPDATE usage_log SET billed = billed - 1 WHERE id = '{when}_1'",
+    "who paid": "UPDATE usage_log SET account_id = 2 WHERE id = '{when}_1'",
+    "that somebody paid": "UPDATE usage_log SET account_id = NULL WHERE id = '{when}_1'",
+    "a settlement into a release": (
+        "UPDATE usage_log SET status = 'released', settled_seq = NULL, charged = 0, billed = 0 WHERE id = '{when}_1'"
+    ),
+    "a settlement into an open hold": (
+        "UPDATE usage_log SET status = 'held', settled_seq = NULL, charged = 0, billed = 0 WHERE id = '{when}_2'"
+    ),
+    "a settlement into nothing": "DELETE FROM usage_log WHERE id = '{when}_1'",
+    "a free call into nothing": "DELETE FROM usage_log WHERE id = '{when}_3'",
+}
+ADDED = {
+    "an entry that was never posted": (
+        "INSERT INTO entries SELECT 99, 'ent_x', account_id, kind, 'x', 5, note, created_at FROM entries WHERE seq = 1"
+    ),
+    "a correction of what was charged": "UPDATE usage_log SET charged = charged - 1 WHERE id = 'new_2.c'",
+}
+ROWS = ENTRIES | SETTLEMENTS
+
+
+@pytest.fixture
+def verified(book: Ledger) -> Ledger:
+    """Books with some history before the last verified statement, and some after it."""
+    book.db.execute("PRAGMA foreign_keys = OFF")
+    return book.tell(OLD).tell("verify").tell(NEW).tell("check | right \n check full | right")
+
+
+@pytest.mark.parametrize("how", ["", "full"])
+@pytest.mark.parametrize("sql", (STANDING | ADDED).values(), ids=list(STANDING | ADDED))
+def test_the_check_finds_that_somebody_changed(verified: Ledger, sql: str, how: str) -> None:
+    verified.tell(f"sql {sql}").tell(f"check {how} | error")
+
+
+@pytest.mark.parametrize("how", ["", "full"])
+@pytest.mark.parametrize("sql", ROWS.values(), ids=list(ROWS))
+def test_the_check_finds_that_somebody_changed_since_the_statement(verified: Ledger, sql: str, how: str) -> None:
+    verified.tell(f"sql {sql.format(when='new')}").tell(f"check {how} | error")
+
+
+@pytest.mark.parametrize("sql", ROWS.values(), ids=list(ROWS))
+def test_the_full_check_finds_that_somebody_changed_before_the_statement(verified: Ledger, sql: str) -> None:
+    verified.tell(f"sql {sql.format(when='old')}").tell("check full | error")
+
+
+@pytest.mark.parametrize("column", ["entered", "billed", "charged"])
+def test_the_plain_check_finds_that_somebody_changed_a_statement(verified: Ledger, column: str) -> None:
+    verified.tell(f"sql UPDATE statements SET {column} = {column} - 1 WHERE account_id = 1").tell("check | error")
+
+
+def test_what_is_wrong_is_named_with_what_it_should_be(verified: Ledger) -> None:
+    verified.tell("""
+        sql UPDATE accounts SET balance = balance + 1 WHERE user_id = 'alice'   |
+        check   | error account 1: balance is 136, and its rows add up to 135
+    """)
+
+
+def test_every_difference_is_found_at_once(verified: Ledger) -> None:
+    verified.tell("""
+        sql UPDATE accounts SET balance = balance + 1 WHERE user_id = 'alice'   |
+        sql UPDATE accounts SET carry = carry + 1 WHERE user_id = 'bob'         |
+        sql UPDATE usage_log SET held = held - 1 WHERE id = 'open_1'            |
+    """)
+    wrong = ledger.check(verified.db, full=True).wrong
+    assert [text.partition(" is ")[0] for text in wrong] == [
+        "account 1: balance",
+        "account 1: held",
+        "account 2: carry",
+    ]
+
+
+# --- statements -----------------------------------------------------------------------------------------------
+
+
+def test_wrong_books_are_never_verified(verified: Ledger) -> None:
+    before = verified.db.execute("SELECT * FROM statements").fetchall()
+    verified.tell("""
+        sql UPDATE accounts SET balance = balance + 1 WHERE user_id = 'alice'   |
+        verify   | error prove nothing
+        check    | error balance
+    """)
+    assert verified.db.execute("SELECT * FROM statements").fetchall() == before
+
+
+def test_a_statement_stays_right_whatever_comes_after_it(book: Ledger) -> None:
+    book.tell(f"""
+        verify                        |
+        check                         | right
+        {OLD}
+        verify                        |
+        {NEW}
+        check                         | right
+        topup carol 9                 |
+        topup carol/tokens 9          |
+        check                         | right
+        verify                        |
+        authorize c1 carol 9c         |
+        check                         | right
+        settle c1 3c estimated        |
+        verify                        |
+        settle c1 8c                  |
+        check                         | right
+        settle open_1 1c              |
+        release open_2                |
+        check                         | right
+        verify                        |
+        verify                        |
+    """)
+
+
+def test_a_hold_that_was_made_before_the_statement_settles_after_it(book: Ledger) -> None:
+    book.tell("""
+        topup alice 100          |
+        authorize r1 alice 30c   |
+        verify                   |
+        check                    | right
+        settle r1 12c            |
+        check                    | right
+    """)
+
+
+def test_an_older_check_never_overwrites_a_younger_statement(book: Ledger) -> None:
+    book.tell(OLD)
+    older = ledger.check(book.db, full=False)
+    book.tell(NEW)
+    book.tell("verify")
+    stands = book.db.execute("SELECT * FROM statements").fetchall()
+    ledger.verify(book.db, older, NOW)
+    assert book.db.execute("SELECT * FROM statements").fetchall() == stands
+    book.tell("check | right")
+
+
+def steps_of_a_check(book: Ledger) -> int:
+    """How many instructions of SQLite's machine a plain check takes, in tens."""
+    steps = 0
+
+    def count() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    book.db.set_progress_handler(count, 10)
+    ledger.check(book.db, full=False)
+    book.db.set_progress_handler(None, 10)
+    return steps
+
+
+def test_after_a_statement_the_plain_check_costs_the_same_however_long_the_history(book: Ledger) -> None:
+    def live(batch: int, days: int) -> None:
+        for day in range(days):
+            name = f"r{batch}_{day}"
+            book.tell(f"topup alice 5 \n authorize {name} alice 1c..2c \n settle {name} 1c+1")
+
+    live(1, 10)
+    book.tell("verify")
+    short = steps_of_a_check(book)
+    live(2, 1000)
+    unverified = steps_of_a_check(book)
+    book.tell("verify")
+    long = steps_of_a_check(book)
+    assert long <= short + 1 and unverified > 20 * short, (short, unverified, long)
