@@ -4,7 +4,9 @@ it is asked to stop, and after a kill it finds its way back from what the databa
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import signal
 import socket
 import sqlite3
@@ -92,7 +94,7 @@ def test_no_second_daemon_on_the_same_database(world: World) -> None:
         ({"DB_PATH": "."}, r"\S* ?is a folder, not a database"),
         ({"DB_PATH": "no.db"}, r"no\.db cannot be opened: file is not a database"),
         ({"HOST": "192.0.2.1"}, r"cannot listen on 192\.0\.2\.1 port 0: .+"),
-        ({"PRICES_FILE": "bad.toml"}, r"prices\.toml: .+ \(at line 1, column \d+\)"),
+        ({"PRICES_FILE": "bad.toml"}, r"prices\.toml: Invalid value \(at .+\)"),
         ({"PRICES_FILE": "free.toml"}, r"prices\.toml: models\.gpt-4o\.output: a price .+ must be above 0, not 0"),
         ({"PRICES_FILE": "missing.toml"}, r"missing\.toml cannot be read: .+"),
         ({"CREDENTIALS_DIRECTORY": "secret"}, r"secret/OPENAI_API_KEY cannot be read"),
@@ -240,7 +242,7 @@ def test_a_killed_daemon_starts_again_and_settles_what_it_can_show_and_releases_
         quiet = connect(world)
         with opened(world, "/v1/chat/completions", key=alice.key, body=SLOW) as stream:
             stream.readline()
-            quiet.request("POST", "/v1/chat/completions", str_of(silent), headers_of(carol.key))
+            quiet.request("POST", "/v1/chat/completions", json.dumps(silent), json_of(carol.key))
             until(lambda: [row["progress"] for row in world.rows(alice)] != [None], "the journal")
             until(lambda: world.rows(carol), "Carol's hold")
             world.daemon.program.stop(signal.SIGKILL)
@@ -259,19 +261,14 @@ def test_a_killed_daemon_starts_again_and_settles_what_it_can_show_and_releases_
         world.close()
 
 
-def str_of(body: dict[str, object]) -> bytes:
-    import json
-
-    return json.dumps(body).encode()
-
-
-def headers_of(key: str) -> dict[str, str]:
+def json_of(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}", "content-type": "application/json"}
 
 
 # --- the demo -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the demo prints curl commands")
 def test_the_demo_needs_no_account_and_says_that_its_answers_are_canned(folder: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "goosestack", "serve", "--demo"],
@@ -292,7 +289,7 @@ def test_the_demo_needs_no_account_and_says_that_its_answers_are_canned(folder: 
         assert len(commands) == 8  # chat, responses and messages plain and streamed, embeddings, usage
         for command in commands:
             done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=20, check=True)
-            assert "error" not in done.stdout and len(done.stdout) > 100, (command, done.stdout)
+            assert re.search(r'"(choices|output|content|embedding|balance_cents|message_stop)"', done.stdout), command
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
         assert list(folder.iterdir()) == []

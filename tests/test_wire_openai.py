@@ -1097,14 +1097,15 @@ DONE = b"data: [DONE]\n\n"
 
 
 def feed(reader: Reader, pieces: Sequence[bytes]) -> tuple[bytes, bytes | None]:
-    """What passes, and the terminal frame, after which nothing is fed."""
-    passed = b""
+    """What passes, and the terminal frame, after which nothing is fed. All that has passed is read."""
+    passed, last = b"", None
     for piece in pieces:
         more, last = reader.feed(piece)
         passed += more
         if last is not None:
-            return passed, last
-    return passed, None
+            break
+    reader.catch_up()
+    return passed, last
 
 
 def stream(wire: Wire, *pieces: bytes, **asked: object) -> tuple[Reading, bytes, bytes | None]:
@@ -1382,6 +1383,7 @@ def test_the_number_of_the_last_event_is_known() -> None:
     assert reader.sequence == -1
     reader.feed(event("response.output_text.delta", delta="x", sequence_number=41))
     reader.feed(event("response.output_text.delta", delta="x", sequence_number="?"))
+    reader.catch_up()
     assert reader.sequence == 41
 
 

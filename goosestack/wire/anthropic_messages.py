@@ -251,6 +251,17 @@ def _count_block(block: Body, where: str, media: Media) -> None:
         _count_source(kind, fields.mapping(block.get("source"), f"{where}.source"), f"{where}.source", media)
     elif kind == "tool_result" and block.get("content") is not None:
         _count_content(block["content"], f"{where}.content", media)
+    else:
+        _look_inside(block.get("content"), f"{where}.content", media)
+
+
+def _look_inside(content: object, where: str, media: Media) -> None:
+    """Count the media in a block that this module does not know, as in what a provider's own tool gave back."""
+    for entry in content if type(content) is list else [content]:
+        if type(entry) is dict and entry.get("type") in ("image", "document", *_REFUSED_BLOCKS):
+            _count_block(entry, where, media)
+        elif type(entry) is dict:
+            _look_inside(entry.get("content"), f"{where}.content", media)
 
 
 def _count_source(kind: str, source: Body, where: str, media: Media) -> None:

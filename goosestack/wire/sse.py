@@ -52,21 +52,27 @@ class Stream(ABC):
 
     def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
         """See `Reader.feed`."""
-        block = self._complete(data)
-        head, rest = self._divide(block)
-        if head:
-            self._pending.append(head)
-            self._pending_bytes += len(head)
-            if self._pending_bytes > MOST_PENDING_BYTES:
-                self.catch_up()
+        head, rest = self._divide(self._complete(data))
+        self._read_later(head)
         passed = [self.shown(head)]
         for frame in split(rest):
+            if not any(mark in frame for mark in self.marks):
+                self._read_later(frame)
+                passed.append(self.shown(frame))
+                continue
             verdict = self.read(frame, data_of(frame))
             if verdict is Verdict.LAST:
                 return b"".join(passed), frame
             if verdict is Verdict.PASS:
                 passed.append(self.shown(frame))
         return b"".join(passed), None
+
+    def _read_later(self, frames: bytes) -> None:
+        if frames:
+            self._pending.append(frames)
+            self._pending_bytes += len(frames)
+            if self._pending_bytes > MOST_PENDING_BYTES:
+                self.catch_up()
 
     def _divide(self, block: bytes) -> tuple[bytes, bytes]:
         """What may pass unread, and what is to be read: all from the first frame with a mark on."""

@@ -1,0 +1,261 @@
+"""The ledger once more, in plain Python, as its rules are written and not as its code is: it predicts every answer.
+
+An account is three sums (what was entered, what was charged, what is held) and its unit; everything else follows. The
+balance bills the charges rounded up, the carry is what that rounding took too much, available is what nobody has a
+claim on. `Twin` puts the same question to the model and to the real SQL, and fails where they differ.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from goosestack import ledger
+from goosestack.ledger import COUNTS, Charge, LedgerError, NewHold
+from goosestack.store.migrations import MIGRATIONS
+
+NOW = "2026-11-21T12:00:00.000Z"
+ACCOUNTS = (("alice", "usd_cents"), ("alice", "tokens"), ("bob", "usd_cents"), ("dave", "usdc_micro"))
+GRAIN = {"usd_cents": 10_000_000, "usdc_micro": 1_000, "tokens": 1}
+MOST = 100_000_000_000
+
+
+class Refused(Exception):
+    """The model's own word for what must not happen."""
+
+
+@dataclass(slots=True)
+class Account:
+    grain: int
+    entered: int = 0
+    """Units."""
+    charged: int = 0
+    """Grains, corrections included."""
+    held: int = 0
+    """Grains."""
+
+    @property
+    def billed(self) -> int:
+        return -(-self.charged // self.grain)
+
+    @property
+    def balance(self) -> int:
+        return self.entered - self.billed
+
+    @property
+    def available(self) -> int:
+        return self.entered * self.grain - self.charged - self.held
+
+    def take(self, amount: int) -> int:
+        """Charge no more than is available; what was charged."""
+        taken = min(amount, self.available)
+        self.charged += taken
+        return taken
+
+
+@dataclass(slots=True)
+class Hold:
+    account: int | None
+    held: int
+    process: int
+    status: str = "held"
+    progress: int | None = None
+    cost: int = 0
+    """What it cost in truth, or by the estimate that stands for the truth."""
+    charged: int = 0
+    billed: int = 0
+    estimated: bool = False
+    corrected: bool = False
+
+
+@dataclass(slots=True)
+class Model:
+    accounts: list[Account]
+    holds: dict[str, Hold] = field(default_factory=dict)
+    posted: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+    process: int = 1
+
+    def available(self, account: int | None) -> int:
+        return 0 if account is None else self.accounts[account].available
+
+    def post(self, account: int, kind: str, ref: str, units: int) -> bool:
+        if (kind, ref) in self.posted and units != 0:
+            if self.posted[kind, ref] != (account, units):
+                raise Refused
+            return False
+        here = self.accounts[account]
+        fits = 0 <= here.balance + units <= MOST and here.available + units * here.grain >= 0
+        if units == 0 or not fits:
+            raise Refused
+        here.entered += units
+        self.posted[kind, ref] = (account, units)
+        return True
+
+    def authorize(self, name: str, account: int | None, least: int, most: int) -> tuple[int | None, int]:
+        if not 0 <= least <= most or (account is None and most > 0):
+            raise Refused
+        known = self.holds.get(name)
+        if known is not None:
+            if known.status != "held" or known.account != account:
+                raise Refused
+            return known.held, self.available(account)
+        if self.available(account) < least:
+            return None, self.available(account)
+        held = min(most, self.available(account))
+        self.holds[name] = Hold(account, held, self.process)
+        if account is not None:
+            self.accounts[account].held += held
+        return held, self.available(account)
+
+    def journal(self, name: str, cost: int) -> None:
+        known = self.holds.get(name)
+        if known is not None and known.status == "held":
+            known.progress = cost
+
+    def settle(self, name: str, cost: int, *, estimated: bool) -> tuple[int, int, int, int, int]:
+        """Charged, billed, cost, shortfall, available."""
+        known = self.holds.get(name)
+        if known is None or known.status == "released":
+            raise Refused
+        payer = Account(1) if known.account is None else self.accounts[known.account]
+        before = payer.billed
+        if known.status == "held":
+            known.status, known.estimated, known.cost = "settled", estimated, cost
+            payer.held -= 0 if known.account is None else known.held
+            known.charged = 0 if known.account is None else payer.take(cost)
+        elif known.estimated and not known.corrected and not estimated:
+            known.corrected, known.cost = True, cost
+            known.charged += 0 if known.account is None else payer.take(cost - known.charged)
+        known.billed += 0 if known.account is None else payer.billed - before
+        left = self.available(known.account)
+        return known.charged, known.billed, known.cost, known.cost - known.charged, left
+
+    def release(self, name: str) -> str:
+        known = self.holds.get(name)
+        if known is None:
+            raise Refused
+        if known.status == "held":
+            known.status = "released"
+            if known.account is not None:
+                self.accounts[known.account].held -= known.held
+        return known.status
+
+    def recover(self) -> tuple[int, int]:
+        """Another process begins, and ends what the dead ones left."""
+        self.process += 1
+        left = sorted(name for name, hold in self.holds.items() if hold.status == "held")
+        seen = [name for name in left if self.holds[name].progress is not None]
+        for name in left:
+            progress = self.holds[name].progress
+            if progress is None:
+                self.release(name)
+            else:
+                self.settle(name, progress, estimated=True)
+        return len(seen), len(left) - len(seen)
+
+
+class Twin:
+    """The model and the real SQL, side by side."""
+
+    def __init__(self) -> None:
+        self.db = sqlite3.connect(":memory:", isolation_level=None)
+        for step in MIGRATIONS:
+            self.db.executescript(step)
+        for user in ("alice", "bob", "dave"):
+            self.db.execute("INSERT INTO users VALUES (?, ?, NULL, NULL, ?)", (user, user, NOW))
+        self.ids = [ledger.open_account(self.db, user, unit, NOW) for user, unit in ACCOUNTS]
+        self.model = Model([Account(GRAIN[unit]) for _, unit in ACCOUNTS])
+        assert ledger.begin_process(self.db, "test", NOW) == self.model.process
+
+    def close(self) -> None:
+        self.db.close()
+
+    def _ask(self, predict: Callable[[], object], verb: Callable[[], object]) -> object:
+        """The answer of both; `Refused` where both refuse."""
+        try:
+            expected = predict()
+        except Refused:
+            expected = Refused
+        self.db.execute("SAVEPOINT verb")
+        try:
+            found = verb()
+        except LedgerError:
+            self.db.execute("ROLLBACK TO verb")
+            found = Refused
+        self.db.execute("RELEASE verb")
+        assert found == expected, (found, expected)
+        return found
+
+    # --- the verbs ---
+
+    def post(self, account: int, kind: str, ref: str, units: int) -> object:
+        return self._ask(
+            lambda: self.model.post(account, kind, ref, units),
+            lambda: ledger.post(self.db, self.ids[account], kind, ref, units, NOW),
+        )
+
+    def authorize(self, name: str, account: int | None, least: int, most: int) -> object:
+        user, payer = ("bob", None) if account is None else (ACCOUNTS[account][0], self.ids[account])
+        hold = NewHold(name, user, self.model.process, "openai_chat", "openai", "gpt", account_id=payer)
+
+        def verb() -> tuple[int | None, int]:
+            answer = ledger.authorize(self.db, hold, least, most, NOW)
+            return answer.held, answer.available
+
+        return self._ask(lambda: self.model.authorize(name, account, least, most), verb)
+
+    def journal(self, name: str, cost: int) -> object:
+        return self._ask(
+            lambda: self.model.journal(name, cost), lambda: ledger.journal(self.db, name, self._charge(cost))
+        )
+
+    def settle(self, name: str, cost: int, *, estimated: bool) -> object:
+        def verb() -> tuple[int, int, int, int, int]:
+            got = ledger.settle(self.db, name, self._charge(cost, estimated=estimated), "completed", NOW)
+            assert got.status == "settled"
+            return got.charged, got.billed, got.nanos, got.shortfall, got.available
+
+        return self._ask(lambda: self.model.settle(name, cost, estimated=estimated), verb)
+
+    def release(self, name: str) -> object:
+        return self._ask(lambda: self.model.release(name), lambda: ledger.release(self.db, name, "refused", NOW))
+
+    def recover(self) -> object:
+        def verb() -> tuple[int, int]:
+            return ledger.recover(self.db, ledger.begin_process(self.db, "test", NOW), NOW)
+
+        return self._ask(self.model.recover, verb)
+
+    def verify(self) -> None:
+        ledger.verify(self.db, ledger.check(self.db, full=False), NOW)
+
+    @staticmethod
+    def _charge(cost: int, *, estimated: bool = False) -> Charge:
+        return Charge(cost, cost, (cost, *(0,) * (len(COUNTS) - 1)), estimated=estimated)
+
+    # --- what must be so at any time ---
+
+    def compare_accounts(self) -> None:
+        """Every account stands as the model says, and as the promises say."""
+        rows = self.db.execute("SELECT balance, carry, held FROM accounts ORDER BY id").fetchall()
+        for (balance, carry, held), here in zip(rows, self.model.accounts, strict=True):
+            assert (balance, held) == (here.balance, here.held)
+            assert carry == here.billed * here.grain - here.charged
+            assert 0 <= carry < here.grain and here.available >= 0
+
+    def compare_rows(self) -> None:
+        """Every hold stands as the model says, and there are no other rows."""
+        rows = self.db.execute("SELECT id, status, held, progress, estimated FROM usage_log ORDER BY id").fetchall()
+        expected: list[tuple[object, ...]] = []
+        for name, hold in sorted(self.model.holds.items()):
+            progress = hold.progress if hold.status == "held" else None
+            expected.append((name, hold.status, hold.held, progress, int(hold.estimated)))
+            if hold.corrected:
+                expected.append((f"{name}.c", "settled", 0, None, 0))
+        assert rows == expected
+
+    def check(self) -> None:
+        """The ledger's own checks find nothing."""
+        assert ledger.check(self.db, full=False).wrong == []
+        assert ledger.check(self.db, full=True).wrong == []
