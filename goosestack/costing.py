@@ -28,6 +28,13 @@ _MOST_COST = 10**6
 
 def reported(made: Bid, reading: Reading) -> tuple[Usage | None, str | None]:
     """The usage to charge by, None where it must be estimated; and what was wrong with the report, if anything."""
+    usage, wrong = _believed(made, reading)
+    if usage is not None and usage.all_output == 0 and reading.output_bytes:
+        return None, wrong or "no output"
+    return usage, wrong
+
+
+def _believed(made: Bid, reading: Reading) -> tuple[Usage | None, str | None]:
     if reading.usage is None:
         return None, reading.nonsense or "no usage"
     usage = Usage(**reading.usage)
@@ -40,8 +47,6 @@ def reported(made: Bid, reading: Reading) -> tuple[Usage | None, str | None]:
         return usage, None
     if usage.all_input == 0:
         return None, "no input"
-    if usage.all_output == 0 and reading.output_bytes and model.kind == "chat":
-        return None, "no output"
     if usage.all_input > _ABSURD * max(model.context, made.demand.input):
         return None, "more input than the model can read"
     if usage.all_output > _ABSURD * max(model.max_output, made.cap) * made.call.answers:
@@ -51,7 +56,7 @@ def reported(made: Bid, reading: Reading) -> tuple[Usage | None, str | None]:
 
 def seen(made: Bid, reading: Reading) -> Usage:
     """What is known of the usage now, the rest guessed: input and visible output by a third of their bytes."""
-    usage = reported(made, reading)[0] or Usage()
+    usage = _believed(made, reading)[0] or Usage()
     if made.account_id is None:
         return usage
     if not usage.all_input:

@@ -100,6 +100,7 @@ class Gateway:
         self.store, self.process_id, self.identifiers, self.upstreams = store, process_id, identifiers, upstreams
         self.client, self.rate_limit, self.strangers, self.tokenizer = client, rate_limit, strangers, tokenizer
         self.metrics, self.log, self.policy, self.limits, self.now = metrics, log, policy, limits, now
+        self._revoked: set[str] = set()
         self.live: dict[str, Relay] = {}
         self.body_bytes = 0
         """Request bodies in memory."""
@@ -117,13 +118,20 @@ class Gateway:
         """Whether the caller may ask now; the headers that say how much of the rate limit is left."""
         if self.stopping:
             raise errors.ShuttingDown()
-        headers = await self.rate_limit.hit(caller.key_id)
+        return await self.rate_limit.hit(caller.key_id)
+
+    def make_room(self, caller: Principal, headers: dict[str, str]) -> None:
+        """Raise where no relay may begin now: asked before the body is read, and again when the relay is made, since
+        other requests have come in, the key may have been revoked, and a stop may have begun meanwhile."""
+        if self.stopping:
+            raise errors.ShuttingDown()
+        if caller.key_id in self._revoked:
+            raise errors.NotAuthenticated()
         most = self.limits.max_in_flight
         if most and sum(relay.caller.user_id == caller.user_id for relay in self.live.values()) >= most:
             raise errors.TooManyInFlight(limit=most, headers={**headers, "retry-after": "1"})
         if self.store.full:
             raise errors.StoreUnavailable(headers={**headers, "retry-after": "10"})
-        return headers
 
     def alert(self, kind: str, **facts: object) -> None:
         """Tell the operator of something to look at."""
@@ -145,6 +153,7 @@ class Gateway:
     def end_of_key(self, key_id: str) -> None:
         """A key was revoked: its next request fails, and delivery of its live answers ends at once; each of them
         settles by the rule for a client who has gone. Whoever revokes calls this, once that is committed."""
+        self._revoked.add(key_id)
         for identifier in self.identifiers:
             identifier.forget(key_id)
         for relay in tuple(self.live.values()):
@@ -175,6 +184,7 @@ async def relay(gateway: Gateway, wire: Wire, scope: Scope, receive: Receive) ->
     """Take one request from its first byte to a task that holds, forwards and settles it. Raises errors.Problem."""
     caller = await gateway.identify(scope)
     headers = await gateway.admit(caller)
+    gateway.make_room(caller, headers)
     own_key = provider_key(scope["headers"])
     if own_key is not None:
         require_pro(caller, gateway)
@@ -191,6 +201,7 @@ async def relay(gateway: Gateway, wire: Wire, scope: Scope, receive: Receive) ->
             own_key=own_key,
             today=gateway.now()[:10],
         )
+        gateway.make_room(caller, headers)
     except BaseException:
         gateway.body_bytes -= len(raw)
         raise
@@ -220,10 +231,12 @@ def _vendor_headers(scope: Scope) -> dict[str, str]:
     return found
 
 
-async def read_body(gateway: Gateway, scope: Scope, receive: Receive) -> bytes:
-    """The request's body, which counts against the budget until its relay lets it go. Never reads more than may be."""
+async def read_body(gateway: Gateway, scope: Scope, receive: Receive, most: int | None = None) -> bytes:
+    """The request's body, which counts against the budget until its relay lets it go. Never reads more than may be:
+    `most` bytes, or what a model's request may have."""
     limits = gateway.limits
-    length = _check_headers(scope, limits.max_body_bytes)
+    most = limits.max_body_bytes if most is None else most
+    length = _check_headers(scope, most)
     if gateway.body_bytes + length > limits.body_budget_bytes:
         raise errors.Overloaded(headers={"retry-after": "2"})
     pieces: list[bytes] = []
@@ -237,8 +250,8 @@ async def read_body(gateway: Gateway, scope: Scope, receive: Receive) -> bytes:
             piece = message.get("body", b"")
             size += len(piece)
             gateway.body_bytes += len(piece)
-            if size > limits.max_body_bytes:
-                raise errors.BodyTooLarge(limit=limits.max_body_bytes)
+            if size > most:
+                raise errors.BodyTooLarge(limit=most)
             if gateway.body_bytes > limits.body_budget_bytes:
                 raise errors.Overloaded(headers={"retry-after": "2", "connection": "close"})
             pieces.append(piece)
@@ -501,7 +514,7 @@ class Relay:
                 if reading.text and output is None:
                     counted = await tokenizer.count("".join(reading.text).encode("utf-8", "replace"))
                     usage = usage if counted is None else pricing.with_output(usage, counted)
-                if bid.payload and not bid.call.media.data_bytes:
+                if bid.payload and not bid.call.media.data_bytes and not (reading.usage or {}).get("input"):
                     counted = await tokenizer.count(bid.payload)
                     usage = usage if counted is None else pricing.with_input(usage, counted)
         except BaseException as error:  # nothing that happens while guessing may stop the settlement

@@ -408,7 +408,7 @@ def _apply_model(book: PriceBook, name: str, raw: Mapping[str, Any]) -> None:
         "by_operator": True,
     }
     for key in _LIMITS:
-        entry[key] = raw.get(key) or (getattr(base, key) if base is not None else raw.get("context"))
+        entry[key] = raw.get(key, getattr(base, key) if base is not None else raw.get("context"))
     if "web_search" in raw:
         entry["web_search"] = _fee(raw["web_search"], f"{where}.web_search")
     elif base is not None:

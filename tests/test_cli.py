@@ -9,61 +9,24 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 from goosestack import __version__, config
-from goosestack.cli import main
 from tests.asking import ask, chat, directed, opened
+from tests.shell import Operator, operator_of
 from tests.world import OPENAI_KEY, Daemon, World, bare_environment, until
 
 ROOT = Path(__file__).resolve().parent.parent
 CANARY = "sk-canary-of-the-operator"
-NOTHING: Mapping[str, str] = {}
-
-
-class Operator:
-    """Somebody at a shell: runs `goosestack ARGS` in a folder, with an environment."""
-
-    def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
-        self.folder, self.env = folder, env
-
-    def run(self, *args: str, expect: int = 0, env: Mapping[str, str] = NOTHING) -> tuple[str, str]:
-        """Standard output and standard error of a command that must end with this exit code."""
-        before, umask = Path.cwd(), os.umask(0o077)
-        os.chdir(self.folder)
-        try:
-            done = CliRunner().invoke(main, args, env={**self.env, **env})
-        finally:
-            os.chdir(before)
-            os.umask(umask)
-        assert done.exit_code == expect, (args, done.output, done.exception)
-        return done.stdout, done.stderr
-
-    def json(self, *args: str, expect: int = 0, env: Mapping[str, str] = NOTHING) -> Any:
-        """What a command says with `--json`."""
-        return json.loads(self.run(*args, "--json", expect=expect, env=env)[0])
-
-    def refused(self, *args: str, code: int = 1, env: Mapping[str, str] = NOTHING) -> str:
-        """The one sentence in which a command is refused."""
-        out, err = self.run(*args, expect=code, env=env)
-        assert out == ""
-        assert err.startswith("goosestack: ") and err.endswith("\n") and err.count("\n") == 1, err
-        return err.removeprefix("goosestack: ").rstrip("\n")
 
 
 @pytest.fixture
 def operator(folder: Path) -> Operator:
     """An operator whose daemon does not run."""
     return Operator(folder, {"DB_PATH": str(folder / "goosestack.db"), "OPENAI_API_KEY": CANARY})
-
-
-def operator_of(world: World) -> Operator:
-    return Operator(world.folder, world.daemon.env)
 
 
 @pytest.fixture(params=["with a daemon", "without a daemon"])

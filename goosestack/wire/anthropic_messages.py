@@ -375,20 +375,21 @@ class MessagesReader(Stream):
             for text in (event.delta.text, event.delta.partial_json, event.delta.thinking):
                 self.reading.saw(text)
         if event.message is not None:
-            self._take(event.message)
+            self._take(event.message, begins=True)
         self._report(bytes(event.usage))
         self.reading.error = event.type == "error"
         return event.type in ("message_stop", "error")
 
-    def _take(self, message: _Message) -> None:
+    def _take(self, message: _Message, *, begins: bool = False) -> None:
         self.reading.model = message.model or self.reading.model
         for block in message.content or ():
             for text in (block.text, block.partial_json, block.thinking):
                 self.reading.saw(text)
-        self._report(bytes(message.usage))
+        self._report(bytes(message.usage), begins=begins)
 
-    def _report(self, raw: bytes) -> None:
-        """Overwrite with what is reported now: cumulative, so that no count falls."""
+    def _report(self, raw: bytes, *, begins: bool = False) -> None:
+        """Overwrite with what is reported now: cumulative, so that no count falls. What a stream begins with has a
+        placeholder for its output, which is no report of it."""
         if raw == b"null":
             return
         try:
@@ -399,7 +400,7 @@ class MessagesReader(Stream):
         creation, searches = usage.cache_creation or _Creation(), usage.server_tool_use or _Searches()
         found = {
             "input": usage.input_tokens,
-            "output": usage.output_tokens,
+            "output": None if begins else usage.output_tokens,
             "cache_read": usage.cache_read_input_tokens,
             "written": usage.cache_creation_input_tokens,
             "cache_write_long": creation.ephemeral_1h_input_tokens,
