@@ -11,6 +11,7 @@ import os
 import secrets
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from goosestack.ledger import open_account
 from goosestack.store import Tx
@@ -39,7 +40,13 @@ def new_id(prefix: str) -> str:
 
 def first_id(prefix: str, timestamp: float) -> str:
     """What sorts before every id that was made at this time (seconds) or later."""
-    return f"{prefix}{max(0, int(timestamp * 1000)):012x}"
+    return f"{prefix}{max(0, round(timestamp * 1000)):012x}"
+
+
+def born_at(id: str) -> str:
+    """When an id was made, as all times are written: what is shown of a request is what it is sorted and found by."""
+    seconds, milliseconds = divmod(int(id.partition("_")[2][:12], 16), 1000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{milliseconds:03d}Z"
 
 
 def hash_key(key: str) -> str:

@@ -281,7 +281,7 @@ def _moment(query: dict[str, str], name: str) -> datetime | None:
 
 
 def _limit(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= MOST_ROWS:
+    if not (text.isascii() and text.isdigit() and len(text) < 10) or not 1 <= int(text) <= MOST_ROWS:
         raise errors.Invalid(reason=f"`limit` must be a whole number from 1 to {MOST_ROWS}", param="limit")
     return int(text)
 
@@ -329,6 +329,8 @@ def price_entry(model: Model, terms: pricing.Terms, today: str) -> dict[str, obj
             "cacheReadPer1kTokens": shown(rate.cache_read),
             "cacheWritePer1kTokens": shown(rate.cache_write),
             "cacheWriteLongPer1kTokens": shown(rate.cache_write_long),
+            **({} if rate.input_audio == rate.input else {"inputAudioPer1kTokens": shown(rate.input_audio)}),
+            **({} if rate.output_audio == rate.output else {"outputAudioPer1kTokens": shown(rate.output_audio)}),
         }
 
     others = [
@@ -341,6 +343,7 @@ def price_entry(model: Model, terms: pricing.Terms, today: str) -> dict[str, obj
         **of(model.rates_of(pricing.STANDARD, today)[0]),
         "otherRates": others,
         "webSearchPerCall": None if model.web_search is None else pricing.dollars(terms.apply(model.web_search * 1000)),
+        **({} if model.us_percent == 100 else {"usOnlyPercent": model.us_percent}),
         "contextTokens": model.context,
         "maxInputTokens": model.max_input,
         "maxOutputTokens": model.max_output,

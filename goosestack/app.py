@@ -483,12 +483,18 @@ def dialect(scope: Scope) -> str:
     return "openai" if vendors else "ours"
 
 
+def _methods(routes: Sequence[BaseRoute], path: str) -> set[str]:
+    """What is possible on a path, on all routes that share it."""
+    found = [route for route in routes if isinstance(route, Route) and route.path_regex.match(path)]
+    return {method for route in found for method in route.methods or ()}
+
+
 async def _http_problem(request: Request, error: Exception) -> Response:
     """What the router refuses, as a problem."""
     assert isinstance(error, HTTPException)
     path = request.url.path[:200]
     if error.status_code == 405:
-        allow = (error.headers or {}).get("Allow", "")
+        allow = ", ".join(sorted(_methods(request.app.routes, request.scope["path"])))
         raise errors.MethodNotAllowed(method=request.method, path=path, allow=allow, headers={"allow": allow})
     if path.startswith("/v1/"):
         raise errors.NotSold(path=path)

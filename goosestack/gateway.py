@@ -15,7 +15,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from goosestack import bidding, costing, errors, ledger, pricing
-from goosestack.accounts import Principal, pro_until
+from goosestack.accounts import Principal, born_at, pro_until
 from goosestack.auth import Identifier, identify, provider_key
 from goosestack.bidding import THREAD_ABOVE_BYTES, Bid, Policy
 from goosestack.http import Answer, Broken, Client, Lost, NotSent
@@ -101,6 +101,7 @@ class Gateway:
         self.client, self.rate_limit, self.strangers, self.tokenizer = client, rate_limit, strangers, tokenizer
         self.metrics, self.log, self.policy, self.limits, self.now = metrics, log, policy, limits, now
         self._revoked: set[str] = set()
+        """Keys that ended while this process ran."""
         self.live: dict[str, Relay] = {}
         self.body_bytes = 0
         """Request bodies in memory."""
@@ -314,8 +315,7 @@ class Relay:
         self.receipt: Settled | str | None = None
         """How the hold ended; None while it stands."""
         self.gone = False
-        self._begun = gateway.now()
-        self._day = self._begun[:10]
+        self._day = gateway.now()[:10]
         self._reader = wire.reader(bid.call, keep_text=gateway.tokenizer.installed and bid.account_id is not None)
         self._reason = ""
         self._sent = False
@@ -378,7 +378,7 @@ class Relay:
             nonlocal available
             self.held, available = answer.held, answer.available
 
-        await surely(gateway.store.write(ledger.authorize, hold, at_least, bid.at_most, self._begun), note)
+        await surely(gateway.store.write(ledger.authorize, hold, at_least, bid.at_most, born_at(self.id)), note)
         return available
 
     def _set_cap(self, held: int) -> None:

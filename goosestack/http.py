@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from io import BytesIO
 from types import SimpleNamespace
 
 import aiohttp
@@ -19,6 +20,8 @@ IDLE_S = 15.0
 
 CONNECT_S = 10.0
 MOST_HEADER_BYTES = 32 * 1024
+MOST_AT_ONCE_BYTES = 1024 * 1024
+"""Larger bodies are handed over piece by piece, so that others get their turn; aiohttp warns of any that are not."""
 
 
 class NotSent(Exception):
@@ -92,9 +95,10 @@ class Client:
     async def post(self, url: URL, headers: Mapping[str, str], body: bytes) -> Answer:
         """Send a request; the answer's head. Raises NotSent or Lost; the caller bounds the time."""
         reuse = SimpleNamespace(reused=False)
+        data = body if len(body) <= MOST_AT_ONCE_BYTES else BytesIO(body)
         try:
             response = await self._session.post(
-                url, data=body, headers=headers, allow_redirects=False, trace_request_ctx=reuse
+                url, data=data, headers=headers, allow_redirects=False, trace_request_ctx=reuse
             )
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
             raise NotSent(type(error).__name__) from error

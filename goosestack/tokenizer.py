@@ -59,13 +59,21 @@ def path_of(folder: Path, name: str) -> Path:
     return folder / hashlib.sha1(ADDRESS.format(name=name).encode(), usedforsecurity=False).hexdigest()
 
 
+def _present(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise Refusal(f"{path.parent} cannot be read: {error.strerror}; its owner must be the daemon's user") from None
+
+
 class Tokenizer:
     """The installed encodings, loaded when first needed."""
 
     def __init__(self, folder: Path) -> None:
+        """Raises Refusal where the folder is another user's, so that nobody wonders why nothing is counted."""
         self._folder = folder
         self._loaded: dict[str, _Encoding | None] = {}
-        self.installed = path_of(folder, "o200k_base").is_file()
+        self.installed = _present(path_of(folder, "o200k_base"))
         """Whether chat can be counted; ranks that are installed later are found at the next start."""
 
     async def count(self, data: bytes, *, embedding: bool = False) -> int | None:

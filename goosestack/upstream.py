@@ -26,8 +26,6 @@ _ALWAYS = {
     "user-agent": f"goosestack/{__version__}",
 }
 _ANTHROPIC_VERSION = "2023-06-01"
-_OPENAI_WIRES = frozenset(("openai_chat", "openai_responses", "openai_embeddings"))
-_ANTHROPIC_WIRES = frozenset(("anthropic_messages", "anthropic_count_tokens"))
 _MOST_HEADER = 8_192
 
 

@@ -272,6 +272,34 @@ def test_the_operators_own_prices_decide(operator: Operator, folder: Path) -> No
     assert own == {"model": "goose-1", "provider": "openai", "input": "1.5", "output": "2"}
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("prefer = 3", "prefer lists providers: openai, anthropic, openrouter, litellm"),
+        ('prefer = [["openai"]]', "prefer lists providers: openai, anthropic, openrouter, litellm"),
+        ("models = 3", "models holds a table for each model, and aliases is a table of names"),
+        ("aliases = 3", "models holds a table for each model, and aliases is a table of names"),
+        ('[aliases]\nhonk = "none"', "the alias honk names 'none', which has no price"),
+        ("[markup]", "unknown markup; there are prefer, aliases and models"),
+        ("[models.gpt-4o]\nprice = 1", "models.gpt-4o: unknown price"),
+        ("[models.gpt-4o]\ninput = true\noutput = 1", "models.gpt-4o.input: True is not a price"),
+        ("[models.gpt-4o]\ninput = -1\noutput = 1", "models.gpt-4o.input: -1 is not a price"),
+        ("[models.gpt-4o]\ninput = nan\noutput = 1", "models.gpt-4o.input: NaN is not a price"),
+        ('[models.gpt-4o]\ncontext = "9"', "models.gpt-4o: context must be a number of tokens, not '9'"),
+        ("[models.gpt-4o]\ncontext = 0", "models.gpt-4o: context must be a number of tokens, not 0"),
+        ("[models.gpt-4o]\nweb_search = 0.5", "models.gpt-4o: web_search only with an input and an output price"),
+        ("[models.goose]\ninput = 1", "models.goose: name its provider: openai, anthropic, openrouter, litellm"),
+        ('[models.gpt-4o]\nkind = "poem"', "models.gpt-4o: kind must be chat or embedding, not 'poem'"),
+        ("[models.gpt-4o]\naliases = [3]", "models.gpt-4o: aliases must be a list of names"),
+    ],
+)
+def test_bad_prices_are_refused_and_the_place_is_named(
+    operator: Operator, folder: Path, text: str, sentence: str
+) -> None:
+    (folder / "prices.toml").write_text(text)
+    assert operator.refused("prices", code=78) == f"prices.toml: {sentence}"
+
+
 @pytest.fixture
 def daemon(folder: Path) -> Iterator[Daemon]:
     """A daemon with an upstream that it never calls."""

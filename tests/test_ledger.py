@@ -89,7 +89,8 @@ def test_a_hold_into_the_carry_keeps_the_last_cent(tell: Tell) -> None:
         authorize r2 alice 1c    | holds 1c available 9999999
         refund alice -1          | error no room
         release r2               | released
-        refund alice -1          | balance 0 carry 9999999 available 9999999
+        authorize r3 alice 9999999   | available 1c
+        refund alice -1          | balance 0 carry 9999999 available 0
     """)
 
 

@@ -138,6 +138,14 @@ def test_every_difference_is_found_at_once(verified: Ledger) -> None:
     ]
 
 
+def test_the_check_finds_more_held_than_there_is_also_where_the_holds_add_up(verified: Ledger) -> None:
+    verified.tell("""
+        sql UPDATE accounts SET held = held + 1000000000000 WHERE user_id = 'alice'   |
+        sql UPDATE usage_log SET held = held + 1000000000000 WHERE id = 'open_1'      |
+        check   | error more than it has
+    """)
+
+
 # --- statements -----------------------------------------------------------------------------------------------
 
 

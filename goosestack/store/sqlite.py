@@ -314,10 +314,19 @@ class SqliteStore:
         if code == sqlite3.SQLITE_FULL:
             self.full = True
             self._ballast.unlink(missing_ok=True)
+            self._start_log_over()
         elif code not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_IOERR):
             self._on_unknown_commit(f"the database failed: {error}")
 
     # --- room on the disk ---
+
+    def _start_log_over(self) -> None:
+        """Move the log's pages into the database, with the ballast's room, so that the log goes on in the room that it
+        has already: to settle takes no more than that."""
+        try:
+            self._writer.execute("PRAGMA wal_checkpoint").fetchall()
+        except sqlite3.Error:
+            pass  # tried again when the next batch is lost
 
     @property
     def _ballast(self) -> Path:
