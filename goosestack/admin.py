@@ -27,6 +27,7 @@ from goosestack.store.sqlite import (
     connect_read_only,
     integrity,
     migrate,
+    refuse_if_exposed,
     refuse_if_newer,
     snapshot,
 )
@@ -198,7 +199,12 @@ async def _reply(admin: Admin, line: bytes) -> dict[str, Answer]:
 
 
 async def call(database: Path, verb: str, args: Mapping[str, Any], now: Callable[[], str]) -> Answer:
-    """Run a verb, in the daemon where one runs. Raises VerbError, or Refusal where the database is out of reach."""
+    """Run a verb, in the daemon where one runs. Raises VerbError, or Refusal where the database is out of reach.
+
+    Only a first user makes a database: any other verb on a path without one was mistyped."""
+    if verb != "user_create" and not database.exists():
+        raise Refusal(f"there is no database at {database}")
+    refuse_if_exposed(database)
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         try:

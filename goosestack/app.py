@@ -35,7 +35,7 @@ from goosestack.errors import Refusal
 from goosestack.gateway import Gateway, Limits, relay
 from goosestack.http import Client
 from goosestack.limits import RateLimit, address_bucket
-from goosestack.logs import Log
+from goosestack.logs import Log, redact_bytes
 from goosestack.metrics import Metrics
 from goosestack.store.sqlite import Lock, SqliteStore, refuse_if_exposed, sqlite_warning
 from goosestack.tokenizer import Tokenizer
@@ -460,6 +460,7 @@ class Problems:
         if scope["state"]["status"]:
             raise problem  # the answer has begun: all that can be told is that it ends without its last chunk
         body = envelope.render(dialect(scope), problem, scope["state"]["request_id"])
+        body = redact_bytes(body, ())  # a message may repeat what was sent, and that may be a key in the wrong place
         await Response(body, problem.status, problem.headers, media_type="application/json")(scope, receive, send)
 
 

@@ -252,7 +252,7 @@ async def read_body(gateway: Gateway, scope: Scope, receive: Receive, most: int 
             size += len(piece)
             gateway.body_bytes += len(piece)
             if size > most:
-                raise errors.BodyTooLarge(limit=most)
+                raise errors.BodyTooLarge(limit=most, headers={"connection": "close"})
             if gateway.body_bytes > limits.body_budget_bytes:
                 raise errors.Overloaded(headers={"retry-after": "2", "connection": "close"})
             pieces.append(piece)

@@ -405,6 +405,7 @@ def _apply_model(book: PriceBook, name: str, raw: Mapping[str, Any]) -> None:
         "reasoning": raw.get("reasoning", base.reasoning if base is not None else True),
         "aliases": raw.get("aliases") or (base.aliases if base is not None else ()),
         "rates": [{"tier": STANDARD, "above": 0, **prices}],
+        "us_percent": 100 if base is None else base.us_percent,
         "by_operator": True,
     }
     for key in _LIMITS:
@@ -439,7 +440,7 @@ def _decimal(value: object, where: str) -> Decimal:
         number = Decimal(value)
     except InvalidOperation:
         raise PriceError(f"{where}: {value!r} is not a price") from None
-    if not number.is_finite() or number < 0:
+    if not number.is_finite() or not 0 <= number < 10**12:
         raise PriceError(f"{where}: {value} is not a price")
     return number
 

@@ -49,7 +49,10 @@ async def fail_to_commit(path: Path) -> None:
         say("unknown", why)
         os._exit(71)
 
-    store = SqliteStore(path, ballast_bytes=0, **({"on_unknown_commit": note} if "--note" in sys.argv else {}))
+    if "--note" in sys.argv:
+        store = SqliteStore(path, ballast_bytes=0, on_unknown_commit=note)
+    else:
+        store = SqliteStore(path, ballast_bytes=0)
     await store.write(add_user, "alice")
     say("done", "alice")
     size = path.with_name(path.name + "-wal").stat().st_size
@@ -58,9 +61,24 @@ async def fail_to_commit(path: Path) -> None:
     say("done", "bob")
 
 
+async def meet_damage(path: Path) -> None:
+    """Read every row, in a write, of a file that somebody has damaged."""
+    store = SqliteStore(path)
+    await store.write(lambda tx: tx.execute("SELECT sum(length(email)) FROM users").fetchone())
+    say("read")
+
+
+async def break_writer(path: Path) -> None:
+    """What is told of a commit fails, in the writer's own thread."""
+    counts = iter([0])
+    store = SqliteStore(path, on_commit=lambda seconds, verbs: say("done", ["alice"][next(counts)]))
+    await store.write(add_user, "alice")
+    await store.write(add_user, "bob")
+
+
 async def fill_disk(path: Path) -> None:
     """On a small disk of its own: hold money, fill the disk, settle what is held, and go on once there is room."""
-    store = SqliteStore(path, ballast_bytes=1024 * 1024)
+    store = SqliteStore(path)
     process = await store.write(ledger.begin_process, "test", NOW)
     await store.write(add_user, "alice")
     account = await store.write(ledger.open_account, "alice", "usd_cents", NOW)
@@ -132,7 +150,9 @@ async def trade(path: Path) -> None:
     lock.release()
 
 
-PROGRAMS = {program.__name__: program for program in (hold_lock, fail_to_commit, fill_disk, trade)}
+PROGRAMS = {
+    program.__name__: program for program in (hold_lock, fail_to_commit, meet_damage, break_writer, fill_disk, trade)
+}
 
 if __name__ == "__main__":
     asyncio.run(PROGRAMS[sys.argv[1]](Path(sys.argv[2])))

@@ -134,6 +134,7 @@ def test_an_e_mail_names_a_user_only_where_one_user_has_it(either: Operator) -> 
 def test_a_verb_that_cannot_be_done_says_why_and_ends_with_1(
     either: Operator, args: tuple[str, ...], sentence: str
 ) -> None:
+    either.json("user", "create", "somebody@example.com")
     assert either.refused(*args) == sentence
 
 
@@ -318,3 +319,17 @@ def test_commands_while_the_daemon_comes_and_goes_find_the_same_books(daemon: Da
     assert (folder / "goosestack.db.sock").stat().st_mode & 0o777 == 0o600
     assert shell.json("credit", "show", alice)["balance_cents"] == 7
     assert shell.json("check", "--full")["ok"]
+
+
+def test_a_mistyped_path_makes_no_database(operator: Operator, folder: Path) -> None:
+    missing = folder / "goosestack.db"
+    assert operator.refused("check", code=78) == f"there is no database at {missing}"
+    assert not missing.exists()
+
+
+def test_a_verb_does_not_touch_a_database_that_others_can_read(operator: Operator, folder: Path) -> None:
+    operator.json("user", "create", "alice@example.com")
+    exposed = folder / "goosestack.db"
+    exposed.chmod(0o644)
+    assert operator.refused("check", code=78).startswith(f"{exposed} can be read by others")
+    assert exposed.stat().st_mode & 0o777 == 0o644

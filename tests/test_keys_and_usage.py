@@ -9,6 +9,7 @@ import io
 import json
 import re
 from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -220,16 +221,22 @@ def test_a_user_who_revokes_a_key_ends_its_live_streams_and_no_others(world: Wor
 def test_a_key_that_is_revoked_while_its_request_arrives_buys_nothing_more(world: World) -> None:
     alice, start = world.customer(), world.upstream.mark()
     with closing(connect(world)) as connection:
-        body = json.dumps(chat()).encode()
-        connection.putrequest("POST", "/v1/chat/completions")
-        for name, value in (("authorization", f"Bearer {alice.key}"), ("content-type", "application/json")):
-            connection.putheader(name, value)
-        connection.putheader("content-length", str(len(body)))
-        connection.endheaders(body[:10])
+        rest = half_sent(connection, alice.key, chat())
         assert ask(world, "DELETE", f"/v1/keys/{alice.key_id}", key=alice.key).status == 200
-        connection.send(body[10:])
+        connection.send(rest)
         assert connection.getresponse().status == 401
     assert world.upstream.dispatches(start) == world.rows(alice) == []
+
+
+def half_sent(connection: HTTPConnection, key: str, body: object) -> bytes:
+    """Send a chat request but for the end of its body, which is the answer."""
+    data = json.dumps(body).encode()
+    connection.putrequest("POST", "/v1/chat/completions")
+    for name, value in (("authorization", f"Bearer {key}"), ("content-type", "application/json")):
+        connection.putheader(name, value)
+    connection.putheader("content-length", str(len(data)))
+    connection.endheaders(data[:10])
+    return data[10:]
 
 
 # --- usage ----------------------------------------------------------------------------------------------------
@@ -378,6 +385,12 @@ def test_a_user_who_may_have_no_more_in_flight_can_still_look_and_end_it(folder:
             assert ask(world, "DELETE", f"/v1/holds/{hold['id']}", key=phone["api_key"]).status == 200
             stream.read()
         world.ended_rows(alice, 1)
+        until(lambda: not ask(world, "GET", "/readyz").json()["in_flight"], "the end of the relay")
+        with closing(connect(world)) as first, closing(connect(world)) as second:
+            rests = [half_sent(connection, alice.key, SLOW) for connection in (first, second)]  # admitted both
+            for connection, rest in zip((first, second), rests, strict=True):
+                connection.send(rest)
+            assert sorted(connection.getresponse().status for connection in (first, second)) == [200, 429]
         until(lambda: buy_one(world, alice) == 200, "room for the next", PATIENCE_S)
     finally:
         world.close()

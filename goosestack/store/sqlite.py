@@ -29,8 +29,9 @@ from goosestack.store.migrations import MIGRATIONS
 P = ParamSpec("P")
 T = TypeVar("T")
 
-BALLAST_BYTES = 4 * 1024 * 1024
-"""Set aside beside the database and given up when the disk is full, so that what is in flight can settle."""
+BALLAST_BYTES = 8 * 1024 * 1024
+"""Set aside beside the database and given up when the disk is full, so that what is in flight can settle: room for a
+log of 1,000 pages and some (`wal_autocheckpoint`), and for as many new pages in the database."""
 
 WAL_RESET_BUG = ((3, 7, 0), (3, 51, 2))
 """SQLite releases whose write-ahead log can lose a commit when two connections checkpoint at once."""
@@ -355,11 +356,13 @@ class SqliteStore:
     # --- connections ---
 
     def _connect_writer(self) -> sqlite3.Connection:
+        made = not self.path.exists()
         db = sqlite3.connect(
             self.path, isolation_level=None, check_same_thread=False, timeout=5.0, cached_statements=256
         )
         try:
-            os.chmod(self.path, 0o600)
+            if made:
+                os.chmod(self.path, 0o600)
             for pragma in _WRITER:
                 db.execute(pragma)
             migrate(db)
