@@ -198,13 +198,17 @@ async def _reply(admin: Admin, line: bytes) -> dict[str, Answer]:
         return {"error": f"not a verb that can be run: {type(error).__name__}"}
 
 
+def _refuse_unusable(database: Path, verb: str) -> None:
+    if verb != "user_create" and not database.exists():
+        raise Refusal(f"there is no database at {database}")
+    refuse_if_exposed(database)
+
+
 async def call(database: Path, verb: str, args: Mapping[str, Any], now: Callable[[], str]) -> Answer:
     """Run a verb, in the daemon where one runs. Raises VerbError, or Refusal where the database is out of reach.
 
     Only a first user makes a database: any other verb on a path without one was mistyped."""
-    if verb != "user_create" and not database.exists():
-        raise Refusal(f"there is no database at {database}")
-    refuse_if_exposed(database)
+    _refuse_unusable(database, verb)
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         try:

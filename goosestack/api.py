@@ -76,7 +76,7 @@ class Api:
         raise errors.ModelNotFound(model=name[:100], hint="", param="model")
 
     async def prices(self, request: Request) -> Response:
-        """`GET /v1/pricing`: dollars per 1,000 tokens as decimal strings, with the operator's markup, and the limits."""
+        """`GET /v1/pricing`: dollars per 1,000 tokens as decimal strings, the operator's markup included; limits."""
         await self._admit_stranger(request)
         today, terms = self._gateway.now()[:10], self._gateway.policy.terms
         return JSONResponse(
@@ -99,8 +99,8 @@ class Api:
     # --- keys ---
 
     async def create_key(self, request: Request) -> Response:
-        """`POST /v1/keys` `{"email", "name"}` -> 201 with the key, shown once: for a new user, or, with a valid key, for
-        its account."""
+        """`POST /v1/keys` `{"email", "name"}` -> 201 with the key, shown once: for a new user, or, with a valid key,
+        for its account."""
         gateway, now = self._gateway, self._gateway.now()
         caller = None
         if credential(request.scope["headers"]) is not None:

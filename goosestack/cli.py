@@ -30,7 +30,7 @@ from goosestack.errors import Refusal
 
 EXIT_REFUSED = 78
 KEEP_ALIVE_S = 75
-"""How long the daemon keeps an idle connection: longer than a proxy in front does, so that it never meets a closed one."""
+"""How long the daemon keeps an idle connection: longer than a proxy in front, which so never meets a closed one."""
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 
@@ -189,8 +189,8 @@ async def _fund_demo(config: Config) -> Mapping[str, Any]:
 
 def demo_text(address: str, key: str) -> str:
     """What `serve --demo` prints: commands to paste."""
-    chat = '{"model":"gpt-4o-mini","messages":[{"role":"user","content":"Hello"}]%s}'
-    responses = '{"model":"gpt-4o-mini","input":"Hello"%s}'
+    chat = '{"model":"gpt-5.4-mini","messages":[{"role":"user","content":"Hello"}]%s}'
+    responses = '{"model":"gpt-5.4-mini","input":"Hello"%s}'
     messages = '{"model":"claude-haiku-4-5","max_tokens":200,"messages":[{"role":"user","content":"Hello"}]%s}'
     stream = ',"stream":true'
 
@@ -301,7 +301,7 @@ def _download(address: str) -> bytes:
 
     pieces: list[bytes] = []
     try:
-        with urllib.request.urlopen(address, timeout=30) as answer:
+        with urllib.request.urlopen(address, timeout=30) as answer:  # noqa: S310 (a constant of ours, https)
             total = int(answer.headers.get("content-length") or 0)
             with click.progressbar(length=total, label=address.rpartition("/")[2], file=sys.stderr) as bar:
                 while piece := answer.read(65_536):

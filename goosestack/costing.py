@@ -71,11 +71,11 @@ def charge(made: Bid, reading: Reading, usage: Usage, book: PriceBook, terms: Te
     asked, provider = made.offer.model, made.offer.provider
     if made.account_id is None or asked is None:
         return Charge(0, 0, usage.counts())
-    if provider.reports_cost and reading.cost is not None and not asked.by_operator:
-        if reading.cost.is_finite() and 0 <= reading.cost < _MOST_COST:
-            nanos = terms.apply(math.ceil(reading.cost * 10**12))
-            if nanos <= made.at_most:
-                return Charge(nanos, nanos, usage.counts())
+    named = reading.cost if provider.reports_cost and not asked.by_operator else None
+    if named is not None and named.is_finite() and 0 <= named < _MOST_COST:
+        nanos = terms.apply(math.ceil(named * 10**12))
+        if nanos <= made.at_most:
+            return Charge(nanos, nanos, usage.counts())
     answered = book.find_reported(provider.name, reading.model) if reading.model else None
     nanos = pricing.charge(
         answered or asked, usage, terms, today, tier=reading.tier or made.call.tier, us_only=made.call.us_only

@@ -421,7 +421,8 @@ def check(tx: Tx, *, full: bool) -> Books:
     entry_seq, settled_seq, entries, settlements = tx.execute(
         "SELECT (SELECT coalesce(max(seq), 0) FROM entries), (SELECT coalesce(max(settled_seq), 0) FROM usage_log),"
         " entry_seq + (SELECT count(*) FROM entries WHERE seq > entry_seq),"
-        f" settled_seq + (SELECT count(*) FROM usage_log u WHERE u.settled_seq > since.settled_seq) FROM {since} AS since"
+        " settled_seq + (SELECT count(*) FROM usage_log u WHERE u.settled_seq > since.settled_seq)"
+        f" FROM {since} AS since"
     ).fetchone()
     for name, numbered, found in (("entries", entry_seq, entries), ("settlements", settled_seq, settlements)):
         if numbered != found:

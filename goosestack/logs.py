@@ -91,5 +91,6 @@ _FAST = msgspec.json.Encoder(enc_hook=str)
 
 def _encode(line: dict[str, object]) -> str:
     """The line as ASCII JSON, so that no control character reaches a terminal."""
-    text = _FAST.encode(line)
-    return text.decode() if text.isascii() else json.dumps(line, separators=(",", ":"), default=str)
+    data = _FAST.encode(line)
+    text = data.decode() if data.isascii() else json.dumps(line, separators=(",", ":"), default=str)
+    return text.replace("\x7f", "\\u007f")  # the one that JSON leaves as it is

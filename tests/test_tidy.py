@@ -332,11 +332,11 @@ FORBIDDEN: Mapping[str, str] = {
     r"(?i)\b(?:todo|fixme|xxx|hack)\b": "unfinished work",
 }
 SESSIONS = re.compile(
-    r"""scope="session"|\bsession[:.)]|\.session\b|x-claude-code-session-id|session-id|shared session|the session:"""
-    r"""|a session of its own|`session`""",
+    r"""[-./=`'"]sessions?\b|\bsessions?[-/=`'"]|\bsession(: aiohttp|\.\w)"""
+    r"""|(shared|owns the) session|a session of its own""",
     re.IGNORECASE,
 )
-"""Where the word means what a library or a kernel calls so."""
+"""Where it is a name in code, or what a library or the kernel calls so."""
 
 
 def test_no_file_says_where_or_how_it_was_made() -> None:

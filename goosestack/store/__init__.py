@@ -1,8 +1,8 @@
 """The seam to the database: what a ledger verb may ask of an open transaction, and what a store offers.
 
 A *verb* is a plain synchronous function whose first argument is a `Tx`, and which has no effect but in it (it may be
-run twice). Verbs are written in the common
-subset of SQLite and PostgreSQL with `?` placeholders; the store owns connections, threads and commits.
+run twice). Verbs are written in the common subset of SQLite and PostgreSQL with `?` placeholders; the store owns
+connections, threads and commits.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 Writers queue. The writer thread takes everything that is waiting, runs it inside one `BEGIN IMMEDIATE ... COMMIT`,
 and answers nobody before the COMMIT, so that one fsync pays for many requests and `synchronous=FULL` is affordable.
-Where a verb fails, all are rolled back and run again, each in a savepoint of its own, so that it fails alone. Where the transaction is gone (disk full, I/O error) every verb of the batch fails;
-a COMMIT of unknown outcome ends the process, and the recovery at the next start tells the truth.
+Where a verb fails, all are rolled back and run again, each in a savepoint of its own, so that it fails alone. Where
+the transaction is gone (disk full, I/O error) every verb of the batch fails; a COMMIT of unknown outcome ends the
+process, and the recovery at the next start tells the truth.
 """
 
 from __future__ import annotations

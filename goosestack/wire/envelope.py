@@ -36,4 +36,4 @@ def render(dialect: str, problem: Problem, request_id: str) -> bytes:
 
 def dump(value: object) -> bytes:
     """Compact JSON; ASCII, so that no control character reaches a terminal."""
-    return json.dumps(value, separators=(",", ":")).encode()
+    return json.dumps(value, separators=(",", ":")).replace("\x7f", "\\u007f").encode()
