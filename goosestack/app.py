@@ -32,11 +32,12 @@ from goosestack.auth import Keys
 from goosestack.bidding import Policy
 from goosestack.config import Config, tokenizer_folder
 from goosestack.errors import Refusal
-from goosestack.gateway import Gateway, Limits, relay
+from goosestack.gateway import Gateway, relay
 from goosestack.http import Client
 from goosestack.limits import RateLimit, address_bucket
 from goosestack.logs import Log, redact_bytes
 from goosestack.metrics import Metrics
+from goosestack.relay import Limits
 from goosestack.store.sqlite import Lock, SqliteStore, refuse_if_exposed, sqlite_warning
 from goosestack.tokenizer import Tokenizer
 from goosestack.upstream import Provider, Upstreams
