@@ -156,12 +156,15 @@ def _refuse_unpriced(call: Call, model: Model, today: str) -> None:
 
 async def _bound_input(payload: bytes, call: Call, model: Model) -> int:
     """Input tokens at most, of a model whose input is bounded by itself where it reads one prompt."""
+    most = None if model.kind == "embedding" else model.max_input
+    around = _around(call, model)
+    if most is not None and len(payload) - call.media.data_bytes + around >= most:
+        return most  # whatever the text is: a long one takes a second to look through
     if payload.isascii() or len(payload) <= THREAD_ABOVE_BYTES:
-        text = fields.text_bound(payload, call.media.data_bytes)
+        bound = around + fields.text_bound(payload, call.media.data_bytes)
     else:
-        text = await asyncio.to_thread(fields.text_bound, payload, call.media.data_bytes)
-    bound = text + _around(call, model)
-    return bound if model.kind == "embedding" else min(bound, model.max_input)
+        bound = around + await asyncio.to_thread(fields.text_bound, payload, call.media.data_bytes)
+    return bound if most is None else min(bound, most)
 
 
 def _around(call: Call, model: Model) -> int:

@@ -40,6 +40,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scr
 def main() -> None:
     """A gateway that sells and rations LLM access. Settings come from the environment and .env; see `config`."""
     os.umask(0o077)
+    sys.set_int_max_str_digits(640)  # the least there is: a body full of longer numbers would take seconds to read
 
 
 def load() -> Config:

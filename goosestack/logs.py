@@ -15,7 +15,7 @@ _SHAPES = (
     r"sk_(?:live|test)_\w+",
     r"rk_(?:live|test)_\w+",
     r"whsec_\w+",
-    r"eyJ[\w-]{8,}\.[\w-]+\.[\w-]*",
+    r"eyJ[\w-]{8,512}\.[\w-]+\.[\w-]*",  # bounded, since a text of nothing but beginnings would take minutes
 )
 _SECRET = re.compile("|".join(_SHAPES))
 _IDS = re.compile(rb"\b(?:org|proj|wrkspc|ws)[-_][A-Za-z0-9_-]{6,}")

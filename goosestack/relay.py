@@ -283,8 +283,8 @@ class Relay:
             self.head.set_result(head)
 
     def _passed(self, answer: Answer) -> dict[str, str]:
-        passed = {name: answer.headers[name] for name in _PASSED_HEADERS if name in answer.headers}
-        return {**self.headers, **passed}
+        found = {name: answer.headers[name] for name in _PASSED_HEADERS if name in answer.headers}
+        return {**self.headers, **{name: value for name, value in found.items() if value.isascii()}}
 
     def _clean(self, body: bytes) -> bytes:
         """What the provider says of an error, without the key that it was sent, and without the operator's ids."""

@@ -159,6 +159,22 @@ def test_neither_does_an_error_in_the_middle_of_a_stream(mallory: Mallory, path:
 
 
 @EVERY_WAY
+def test_odd_headers_of_the_provider_cost_nobody_the_answer(mallory: Mallory, path: str, stream: bool) -> None:
+    odd = {"openai-processing-ms": "🦆é", "retry-after": "\u0080", "x-should-retry": "ÿ", "x-ratelimit-é": "1"}
+    question = "Go" if path == COUNT else directed("Go", headers={**odd, "content-language": "é" * 1000})
+    reply = mallory.ask(path, asks(path, question, **({"stream": True} if stream else {})))
+    assert reply.status == 200
+    assert str(reply.headers).isascii()
+
+
+def test_an_error_full_of_what_could_begin_a_secret_is_relayed_all_the_same(mallory: Mallory) -> None:
+    for piece in ("eyJ", "eyJaaaaaaaa.", "sk-", "gsk_", "whsec_", "org-", "sk_live_", "eyJ" + "a" * 600):
+        text = piece * (600_000 // len(piece))  # it is quoted in the error, which is searched for secrets
+        reply = mallory.ask(EMBEDDINGS, asks(EMBEDDINGS, encoding_format=text))
+        assert (reply.status, "Invalid value" in reply.message) == (400, True)
+
+
+@EVERY_WAY
 def test_neither_does_a_good_answer(mallory: Mallory, path: str, stream: bool) -> None:
     headers = {
         "x-evil": "1",

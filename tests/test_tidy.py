@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("accounts", "limits", "upstream"),
     ("auth", "bidding", "usage"),
     ("costing",),
+    ("relay",),
     ("gateway",),
     ("admin", "api"),
     ("app",),
@@ -58,7 +59,7 @@ FAMILIES: Mapping[str, tuple[tuple[str, ...], ...]] = {
 LONG_FILES: Mapping[str, str] = {
     "goosestack/app.py": "the one place where everything meets: routes, jobs, start and stop",
     "goosestack/cli.py": "every command, each a few lines",
-    "goosestack/gateway.py": "the life of one request, top to bottom",
+    "goosestack/relay.py": "the life of a hold, top to bottom",
     "goosestack/ledger.py": "the heart in one piece: verbs and their check",
     "goosestack/pricing.py": "the price book, its two formulas and the reading of prices.toml",
     "goosestack/wire/anthropic_messages.py": "one format, whole",

@@ -116,12 +116,17 @@ def encode(body: Body) -> bytes:
         return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
 
 
+_PIECE = 65_536
+
+
 def text_bound(payload: bytes, media_bytes: int) -> int:
     """An upper bound on the tokens of an encoded body, but for its media: no tokenizer makes more than one token
     of a byte, also one that normalises (NFKC) first."""
     bound = len(payload) - media_bytes
     if not payload.isascii():
-        characters = Counter(payload.decode("utf-8"))
+        text, characters = payload.decode("utf-8"), Counter[str]()
+        for start in range(0, len(text), _PIECE):  # one call for all of it would let nothing else run meanwhile
+            characters.update(text[start : start + _PIECE])
         # Alone, each character composes again; a combining mark can keep its neighbour from it.
         form: Literal["NFKC", "NFKD"] = "NFKD" if any(map(unicodedata.combining, characters)) else "NFKC"
         for character, times in characters.items():
