@@ -24,8 +24,7 @@ from openai.resources.embeddings import Embeddings
 from openai.resources.responses import Responses
 
 from goosestack import demo
-from goosestack.demo import anthropic as messages_wire
-from goosestack.demo import chat, embeddings, responses
+from goosestack.demo import anthropic as messages_wire, chat, embeddings, responses
 
 OPENAI_KEY, ANTHROPIC_KEY = "sk-openai-demo", "sk-ant-demo"
 PATHS = {

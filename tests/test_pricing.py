@@ -222,6 +222,8 @@ def test_a_long_context_is_dearer_as_a_whole_and_only_above_the_threshold() -> N
     at, over = Usage(input=200_000, cache_read=72_000, output=10), Usage(input=200_001, cache_read=72_000, output=10)
     assert charge(model, at, Terms(), TODAY) == 272_000 * 2500 + 10 * 10_000
     assert charge(model, over, Terms(), TODAY) == 272_001 * 5000 + 10 * 15_000
+    assert quote(model, Demand(272_000, 10), Terms(), TODAY) == charge(model, at, Terms(), TODAY)
+    assert quote(model, Demand(272_001, 10), Terms(), TODAY) == charge(model, over, Terms(), TODAY)
 
 
 def test_an_unknown_tier_is_charged_as_standard() -> None:

@@ -105,8 +105,10 @@ async def test_what_comes_while_a_commit_runs_shares_the_next(store: Closable, c
     gate = Gate()
     running = store.write(gate)
     assert await asyncio.to_thread(gate.reached.wait, 20)
-    later = [store.write(add, f"user {number}") for number in range(20)]
-    await asyncio.sleep(0)  # one turn of the loop: they are handed over
+    later = []
+    for number in range(20):
+        later.append(store.write(add, f"user {number}"))
+        await asyncio.sleep(0)  # one turn of the loop: it is handed over
     gate.open.set()
     await asyncio.gather(running, *later)
     assert commits == [1, 20]

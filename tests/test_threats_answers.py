@@ -160,7 +160,7 @@ def test_neither_does_an_error_in_the_middle_of_a_stream(mallory: Mallory, path:
 
 @EVERY_WAY
 def test_odd_headers_of_the_provider_cost_nobody_the_answer(mallory: Mallory, path: str, stream: bool) -> None:
-    odd = {"openai-processing-ms": "🦆é", "retry-after": "\u0080", "x-should-retry": "ÿ", "x-ratelimit-é": "1"}
+    odd = {"openai-processing-ms": "🦆é", "retry-after": "\u0080", "x-should-retry": "ÿ"}
     question = "Go" if path == COUNT else directed("Go", headers={**odd, "content-language": "é" * 1000})
     reply = mallory.ask(path, asks(path, question, **({"stream": True} if stream else {})))
     assert reply.status == 200

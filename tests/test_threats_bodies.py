@@ -144,12 +144,10 @@ def test_a_body_of_very_many_values_is_refused_unread(mallory: Mallory, path: st
 
 def test_the_largest_bodies_of_somebody_who_cannot_pay_go_nowhere(world: World) -> None:
     """Each of these would take a thread seconds, were it looked through in one go, and the loop would stand still."""
-    text = 15_000_000
     with Mallory(world, cents=0) as mallory:
         for path, model in ((CHAT, "gpt-5.4"), (MESSAGES, "claude-sonnet-5-5"), (EMBEDDINGS, "text-embedding-3-small")):
-            for large in ("é" * text, "🦆" * (text // 2), "\n" * text):
-                body = asks(path, large, model=model, **({"max_tokens": 9} if path == MESSAGES else {}))
-                mallory.refused(402, path, json.dumps(body, ensure_ascii=False).encode())
+            body = asks(path, "é" * 10_000_000, model=model)
+            mallory.refused(402, path, json.dumps(body, ensure_ascii=False).encode())
         numbers = ",".join(["9" * 4200] * 6000)
         mallory.refused(400, CHAT, f'{raw(CHAT)[:-1]},"metadata":[{numbers}]}}'.encode())
         mallory.nothing_happened()

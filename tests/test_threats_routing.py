@@ -157,15 +157,6 @@ def test_a_redirect_of_the_provider_is_not_followed_and_costs_nothing(
     assert len(mallory.dispatched()) == 2
 
 
-def test_a_redirect_with_a_users_own_key_is_not_followed_either(world: World, trap: Trap) -> None:
-    with Mallory(world, pro=True, secrets=["sk-byok-redirected-canary"]) as mallory:
-        own = {"x-provider-key": "sk-byok-redirected-canary"}
-        mallory.world.upstream.mark()
-        reply = mallory.ask(CHAT, asks(CHAT, directed("Go", fault="redirect", location=trap.url)), own)
-        assert reply.status in (401, 502)  # the provider knows no such key; what it says is for its owner
-    assert trap.url not in reply.message
-
-
 # --- URLs of images and files ---------------------------------------------------------------------------------
 
 PRIVATE_URLS = """http://images.example.com/a.png file:///etc/passwd ftp://images.example.com/a.png

@@ -31,8 +31,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 BALLAST_BYTES = 8 * 1024 * 1024
-"""Set aside beside the database and given up when the disk is full, so that what is in flight can settle: room for a
-log of 1,000 pages and some (`wal_autocheckpoint`), and for as many new pages in the database."""
+"""Set aside beside the database and given up when the disk is full, so that what is in flight can settle: with it the
+log can grow to its 1,000 pages (`wal_autocheckpoint`) and the database by the new ones among them, and there is as much
+again for large batches. From then on the log is written over in its own room."""
 
 WAL_RESET_BUG = ((3, 7, 0), (3, 51, 2))
 """SQLite releases whose write-ahead log can lose a commit when two connections checkpoint at once."""
@@ -316,19 +317,10 @@ class SqliteStore:
         if code == sqlite3.SQLITE_FULL:
             self.full = True
             self._ballast.unlink(missing_ok=True)
-            self._start_log_over()
         elif code not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_IOERR):
             self._on_unknown_commit(f"the database failed: {error}")
 
     # --- room on the disk ---
-
-    def _start_log_over(self) -> None:
-        """Move the log's pages into the database, with the ballast's room, so that the log goes on in the room that it
-        has already: to settle takes no more than that."""
-        try:
-            self._writer.execute("PRAGMA wal_checkpoint").fetchall()
-        except sqlite3.Error:
-            pass  # tried again when the next batch is lost
 
     @property
     def _ballast(self) -> Path:
