@@ -17,6 +17,8 @@ from goosestack.ledger import open_account
 from goosestack.store import Tx
 
 KEY_PREFIX = "gsk_"
+MOST_KEYS = 100
+"""Live keys of one user: each has a rate limit of its own."""
 
 
 class AccountError(Exception):
@@ -63,7 +65,11 @@ def create_user(tx: Tx, email: str, now: str) -> str:
 
 
 def create_key(tx: Tx, user_id: str, name: str, now: str) -> dict[str, str]:
-    """Make a key for a user: `id`, `api_key` (nowhere else to be had), `prefix`, `name`."""
+    """Make a key for a user: `id`, `api_key` (nowhere else to be had), `prefix`, `name`. Raises AccountError where the
+    user has as many as may be."""
+    (live,) = tx.execute("SELECT count(*) FROM api_keys WHERE user_id = ? AND revoked = 0", (user_id,)).fetchone()
+    if live >= MOST_KEYS:
+        raise AccountError(f"{user_id} has {live} keys, and more may not be; revoke some")
     key = KEY_PREFIX + secrets.token_urlsafe(33)
     key_id = new_id("key_")
     tx.execute(

@@ -30,6 +30,8 @@ MOST_EMAIL = 254
 MOST_NAME = 100
 MOST_ROWS = 200
 MOST_CSV_ROWS = 100_000
+NEW_KEYS_PER_HOUR = 60
+"""For one user: keys have rate limits of their own, which making more of them must not void."""
 
 
 @dataclass(slots=True)
@@ -51,6 +53,7 @@ class Api:
         admin_token: str | None,
     ) -> None:
         self._gateway, self._health, self._signups, self._admin_token = gateway, health, signups, admin_token
+        self._new_keys = RateLimit(NEW_KEYS_PER_HOUR, 3600, "new-key")
 
     # --- open to all ---
 
@@ -113,7 +116,11 @@ class Api:
         body = await self._body(request, {"email", "name"})
         name = _label(body, "name", MOST_NAME) or "default"
         if caller is not None:
-            made = await gateway.store.write(accounts.create_key, caller.user_id, name, now)
+            await self._new_keys.hit(caller.user_id)
+            try:
+                made = await gateway.store.write(accounts.create_key, caller.user_id, name, now)
+            except accounts.AccountError as error:
+                raise errors.Invalid(reason=str(error)) from None
         else:
             email = _email(body)
             assert self._signups is not None
@@ -149,7 +156,9 @@ class Api:
         start = since or datetime.fromisoformat(self._gateway.now()) - timedelta(days=30)
         store = self._gateway.store
         if query.get("format", "json") == "csv":
-            return _csv(await store.read(usage.everything, caller.user_id, start, until, MOST_CSV_ROWS))
+            text, whole = await store.read(_csv, caller.user_id, start, until)
+            told = {} if whole else {"x-goosestack-truncated": str(MOST_CSV_ROWS)}
+            return Response(text, media_type="text/csv", headers=told)
         if query.get("format", "json") != "json":
             raise errors.Invalid(reason="`format` must be json or csv", param="format")
         limit = _limit(query.get("limit", "20"))
@@ -183,7 +192,7 @@ class Api:
     async def _body(self, request: Request, known: set[str]) -> Body:
         gateway = self._gateway
         raw = await read_body(gateway, request.scope, request.receive, MOST_BODY_BYTES)
-        gateway.body_bytes -= len(raw)
+        gateway.give_body("", len(raw))
         body = fields.parse(raw)
         if unknown := set(body) - known:
             raise errors.Invalid(reason=f"unknown field `{min(unknown)[:64]}`", param=min(unknown)[:64])
@@ -260,13 +269,16 @@ def _usd(cents: int) -> str:
     return f"{cents // 100}.{cents % 100:02d}"
 
 
-def _csv(rows: list[dict[str, object]]) -> Response:
+def _csv(tx: Tx, user_id: str, start: datetime, until: datetime | None) -> tuple[str, bool]:
+    """The rows as text, and whether these are all; made in the reader's thread, where nobody waits for it."""
+    rows = usage.everything(tx, user_id, start, until, MOST_CSV_ROWS + 1)
+    whole = len(rows) <= MOST_CSV_ROWS
     text = io.StringIO()
     names = [*(name for name in usage.ROW if name not in ("cost_nanos", "shortfall")), "cost_usd", "shortfall_usd"]
     writer = csv.DictWriter(text, names)
     writer.writeheader()
-    writer.writerows(rows)
-    return Response(text.getvalue(), media_type="text/csv")
+    writer.writerows(rows[:MOST_CSV_ROWS])
+    return text.getvalue(), whole
 
 
 def _moment(query: dict[str, str], name: str) -> datetime | None:

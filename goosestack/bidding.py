@@ -11,6 +11,7 @@ from decimal import Decimal
 from goosestack import pricing, upstream
 from goosestack.errors import InsufficientFunds, Invalid, Problem, Unsupported
 from goosestack.http import Broken, Client, Lost, NotSent
+from goosestack.logs import redact
 from goosestack.pricing import Demand, Model, Terms
 from goosestack.tokenizer import Tokenizer
 from goosestack.upstream import Offer, Upstreams
@@ -60,7 +61,7 @@ class Bid:
     @property
     def model(self) -> str:
         """The model's name in the log: the book's where it has one."""
-        return self.call.model if self.offer.model is None else self.offer.model.id
+        return redact(self.call.model) if self.offer.model is None else self.offer.model.id
 
 
 async def bid(
@@ -82,6 +83,10 @@ async def bid(
     offer = upstreams.offer(wire, call.model, today)
     assert offer.model is not None and offer.provider.key is not None
     upstream.refuse_unknown(offer, call.unknown)
+    if offer.provider.routes and call.cap_field == "max_completion_tokens":
+        call.cap_field = "max_tokens"  # the one field that every server of this format obeys
+        if call.cap is not None:
+            wire.set_cap(call, call.cap)
     headers = upstream.headers(offer, wire, offer.provider.key, callers_headers, own_key=False)
     _refuse_unpriced(call, offer.model, today)
     call.body["model"] = offer.name
@@ -142,6 +147,13 @@ def insufficient(made: Bid, policy: Policy, today: str, available: int) -> Insuf
     )
 
 
+def penniless(policy: Policy) -> InsufficientFunds:
+    """The refusal of whoever has nothing at all."""
+    nothing, something = _dollars(0, up=False), _dollars(1, up=True)
+    where = where_to_pay(policy.public_url)
+    return InsufficientFunds(required=something, available=nothing, affordable="", where=where)
+
+
 def where_to_pay(public_url: str | None) -> str:
     """Where to top up, as a sentence."""
     return f"Top up at {public_url}." if public_url else "Ask the operator of this gateway to top up."
@@ -169,7 +181,7 @@ async def _bound_input(payload: bytes, call: Call, model: Model) -> int:
 
 def _around(call: Call, model: Model) -> int:
     """What comes to the text: media, and what the provider puts around messages and tools."""
-    framing = 16 + 8 * call.messages + (600 if call.tools else 0)
+    framing = 16 + 8 * call.messages + (600 if call.tools else 0) + 1_000 * call.vendor_tools
     return framing + media.bound(model.id, call.media, model.max_input)
 
 

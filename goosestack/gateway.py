@@ -118,7 +118,9 @@ async def relay(gateway: Gateway, wire: Wire, scope: Scope, receive: Receive) ->
     own_key = provider_key(scope["headers"])
     if own_key is not None:
         require_pro(caller, gateway)
-    raw = await read_body(gateway, scope, receive)
+    if own_key is None and not wire.free:
+        _require_funds_for_large(gateway, caller, scope)
+    raw = await read_body(gateway, scope, receive, owner=caller.user_id)
     try:
         call = await _parse(wire, raw, own_key=own_key is not None)
         made = await bidding.bid(
@@ -133,7 +135,7 @@ async def relay(gateway: Gateway, wire: Wire, scope: Scope, receive: Receive) ->
         )
         gateway.make_room(caller, headers)
     except BaseException:
-        gateway.body_bytes -= len(raw)
+        gateway.give_body(caller.user_id, len(raw))
         raise
     return Relay(gateway, wire, caller, made, scope["state"]["request_id"], headers, len(raw))
 
@@ -161,7 +163,18 @@ def _vendor_headers(scope: Scope) -> dict[str, str]:
     return found
 
 
-async def read_body(gateway: Gateway, scope: Scope, receive: Receive, most: int | None = None) -> bytes:
+def _require_funds_for_large(gateway: Gateway, caller: Principal, scope: Scope) -> None:
+    """Whoever has nothing is not read at length: the room for bodies is for those who can pay for an answer."""
+    declared = next((int(value) for name, value in scope["headers"] if name == b"content-length"), None)
+    if declared is None or declared > THREAD_ABOVE_BYTES:
+        available = gateway.store.peek(ledger.left_in, caller.account_id)
+        if available <= 0:
+            raise bidding.penniless(gateway.policy)
+
+
+async def read_body(
+    gateway: Gateway, scope: Scope, receive: Receive, most: int | None = None, owner: str = ""
+) -> bytes:
     """The request's body, which counts against the budget until its relay lets it go. Never reads more than may be:
     `most` bytes, or what a model's request may have."""
     limits = gateway.limits
@@ -178,16 +191,14 @@ async def read_body(gateway: Gateway, scope: Scope, receive: Receive, most: int 
             if message["type"] == "http.disconnect":
                 raise errors.BodyNotRead()
             piece = message.get("body", b"")
-            size += len(piece)
-            gateway.body_bytes += len(piece)
-            if size > most:
+            if size + len(piece) > most:
                 raise errors.BodyTooLarge(limit=most, headers={"connection": "close"})
-            if gateway.body_bytes > limits.body_budget_bytes:
-                raise errors.Overloaded(headers={"retry-after": "2", "connection": "close"})
+            gateway.take_body(owner, len(piece))
+            size += len(piece)
             pieces.append(piece)
             more = message.get("more_body", False)
     except BaseException as error:
-        gateway.body_bytes -= size
+        gateway.give_body(owner, size)
         if isinstance(error, asyncio.CancelledError) and deadline.struck:
             raise errors.BodyNotRead(headers={"connection": "close"}) from None
         raise

@@ -8,7 +8,9 @@ apart by what it means for money: `NotSent` (no byte can have been accepted), `L
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from io import BytesIO
 from types import SimpleNamespace
 
@@ -31,7 +33,7 @@ class NotSent(Exception):
 class Lost(Exception):
     """The request was sent, and the connection ended before an answer.
 
-    `reused` says that the connection had been idle before: a provider closes those without having read a thing.
+    `reused` says that the connection had been idle before and broke at once: a provider closes those unread.
     """
 
     def __init__(self, detail: str, *, reused: bool) -> None:
@@ -41,6 +43,20 @@ class Lost(Exception):
 
 class Broken(Exception):
     """The answer broke off, or is not one that may be read."""
+
+
+@dataclass(slots=True)
+class Exchange:
+    """What became of one request so far, for whoever must judge it when it breaks off."""
+
+    sent: bool = False
+    """Whether any of it has left: before that, nothing can have been accepted."""
+    reused: bool = False
+    """Whether it went over a connection that had been idle."""
+
+
+AT_ONCE_S = 1.0
+"""A reused connection that breaks within this time had been closed by the other side, unread."""
 
 
 class Answer:
@@ -81,6 +97,7 @@ class Client:
     def __init__(self) -> None:
         trace = aiohttp.TraceConfig()
         trace.on_connection_reuseconn.append(_note_reuse)
+        trace.on_request_headers_sent.append(_note_sent)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S, ttl_dns_cache=60),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -92,20 +109,21 @@ class Client:
             max_field_size=MOST_HEADER_BYTES,
         )
 
-    async def post(self, url: URL, headers: Mapping[str, str], body: bytes) -> Answer:
-        """Send a request; the answer's head. Raises NotSent or Lost; the caller bounds the time."""
-        reuse = SimpleNamespace(reused=False)
+    async def post(self, url: URL, headers: Mapping[str, str], body: bytes, exchange: Exchange | None = None) -> Answer:
+        """Send a request; the answer's head. Raises NotSent or Lost; the caller bounds the time, and may look into the
+        exchange at any time."""
+        exchange = Exchange() if exchange is None else exchange
+        started = time.monotonic()
         data = body if len(body) <= MOST_AT_ONCE_BYTES else BytesIO(body)
         try:
             response = await self._session.post(
-                url, data=data, headers=headers, allow_redirects=False, trace_request_ctx=reuse
+                url, data=data, headers=headers, allow_redirects=False, trace_request_ctx=exchange
             )
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
             raise NotSent(type(error).__name__) from error
-        except (aiohttp.ServerDisconnectedError, ConnectionError) as error:
-            raise Lost(type(error).__name__, reused=reuse.reused) from error
-        except aiohttp.ClientOSError as error:
-            raise Lost(type(error).__name__, reused=reuse.reused) from error
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError) as error:
+            at_once = time.monotonic() - started < AT_ONCE_S
+            raise Lost(type(error).__name__, reused=exchange.reused and at_once) from error
         except (aiohttp.ClientError, ValueError) as error:
             raise Lost(type(error).__name__, reused=False) from error
         return Answer(response)
@@ -118,3 +136,7 @@ class Client:
 
 async def _note_reuse(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
     context.trace_request_ctx.reused = True
+
+
+async def _note_sent(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
+    context.trace_request_ctx.sent = True

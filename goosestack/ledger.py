@@ -181,7 +181,7 @@ _INSERT_PAID = _COLUMNS + (
 
 def _held_before(tx: Tx, hold: NewHold) -> Authorized:
     """Why nothing was inserted: the hold stands already, has ended, or cannot be afforded."""
-    available = _available(tx, hold.account_id)
+    available = left_in(tx, hold.account_id)
     seen = tx.execute("SELECT status, held, account_id FROM usage_log WHERE id = ?", (hold.id,)).fetchone()
     if seen is None:
         return Authorized(None, available)
@@ -190,7 +190,8 @@ def _held_before(tx: Tx, hold: NewHold) -> Authorized:
     return Authorized(int(seen[1]), available)
 
 
-def _available(tx: Tx, account_id: int | None) -> int:
+def left_in(tx: Tx, account_id: int | None) -> int:
+    """What an account has left, in grains: its balance and carry, less what is held."""
     row = tx.execute("SELECT balance * grain + carry - held FROM accounts WHERE id = ?", (account_id,)).fetchone()
     return 0 if row is None else int(row[0])
 
@@ -314,7 +315,7 @@ def _receipt(tx: Tx, hold_id: str) -> Settled:
     funds = tx.execute("SELECT balance FROM accounts WHERE id = ?", (account_id,)).fetchone()
     charged, billed, nanos, shortfall = sums
     balance = 0 if funds is None else funds[0]
-    return Settled(status, charged, billed, nanos, shortfall, balance, _available(tx, account_id))
+    return Settled(status, charged, billed, nanos, shortfall, balance, left_in(tx, account_id))
 
 
 def release(tx: Tx, hold_id: str, reason: str, now: str) -> str:
@@ -372,7 +373,7 @@ def begin_process(tx: Tx, version: str, now: str) -> int:
 
 @dataclass(slots=True)
 class Books:
-    """What `check` found. `statements` is what is proved, for `verify` to write down once nothing is wrong."""
+    """What `check` found. `statements` is what is proved of the accounts that moved, for `verify` to write down."""
 
     accounts: int = 0
     wrong: list[str] = field(default_factory=list)
@@ -387,7 +388,7 @@ def check(tx: Tx, *, full: bool) -> Books:
     """
     books = Books()
     since = "(SELECT 0 AS entry_seq, 0 AS settled_seq)"
-    if not full:  # one check writes all statements, so they share their seqs; an account without one is younger
+    if not full:  # whoever has an older statement than the latest, or none, has had no rows before the latest
         since = (
             "(SELECT coalesce(max(entry_seq), 0) AS entry_seq, coalesce(max(settled_seq), 0) AS settled_seq"
             " FROM statements)"
@@ -427,6 +428,10 @@ def check(tx: Tx, *, full: bool) -> Books:
     for name, numbered, found in (("entries", entry_seq, entries), ("settlements", settled_seq, settlements)):
         if numbered != found:
             books.wrong.append(f"{name} are numbered to {numbered}, and there are {found}")
+    stated = {
+        account_id: tuple(sums)
+        for account_id, *sums in tx.execute("SELECT account_id, entered, billed, charged FROM statements").fetchall()
+    }
     for account_id, grain, balance, carry, held, entered, billed, charged, open_holds in rows:
         books.accounts += 1
         for name, stands, should in (
@@ -438,7 +443,8 @@ def check(tx: Tx, *, full: bool) -> Books:
                 books.wrong.append(f"account {account_id}: {name} is {stands}, and its rows add up to {should}")
         if balance * grain + carry < held:
             books.wrong.append(f"account {account_id}: {held} held, more than it has")
-        books.statements.append((account_id, entry_seq, settled_seq, entered, billed, charged))
+        if stated.get(account_id) != (entered, billed, charged):
+            books.statements.append((account_id, entry_seq, settled_seq, entered, billed, charged))
     books.wrong += [f"usage {hold_id}: {why}" for hold_id, why in _wrong_rows(tx)]
     return books
 

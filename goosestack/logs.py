@@ -11,14 +11,14 @@ import msgspec
 
 _SHAPES = (
     r"gsk_[A-Za-z0-9_-]{8,}",
-    r"sk-[A-Za-z0-9_*.…-]{6,}",
+    r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_*.…-]{6,}",
     r"sk_(?:live|test)_\w+",
     r"rk_(?:live|test)_\w+",
     r"whsec_\w+",
     r"eyJ[\w-]{8,512}\.[\w-]+\.[\w-]*",  # bounded, since a text of nothing but beginnings would take minutes
 )
 _SECRET = re.compile("|".join(_SHAPES))
-_IDS = re.compile(rb"\b(?:org|proj|wrkspc|ws)[-_][A-Za-z0-9_-]{6,}")
+_IDS = re.compile(rb"\b(?:org-[A-Za-z0-9]{8,}|(?:proj|wrkspc)_[A-Za-z0-9]{6,})")
 _SECRET_BYTES = re.compile("|".join(_SHAPES).encode())
 _MOST = 256
 

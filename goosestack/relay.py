@@ -14,7 +14,7 @@ from decimal import Decimal, InvalidOperation
 from goosestack import bidding, costing, errors, ledger, pricing
 from goosestack.accounts import Principal, born_at
 from goosestack.bidding import THREAD_ABOVE_BYTES, Bid, Policy
-from goosestack.http import Answer, Broken, Client, Lost, NotSent
+from goosestack.http import Answer, Broken, Client, Exchange, Lost, NotSent
 from goosestack.ledger import Authorized, Charge, NewHold, Settled
 from goosestack.logs import Log, redact_bytes
 from goosestack.metrics import Metrics
@@ -86,6 +86,26 @@ class Desk:
     live: dict[str, Relay] = field(default_factory=dict)
     body_bytes: int = 0
     """Request bodies in memory."""
+    bodies: dict[str, int] = field(default_factory=dict)
+    """The same by user: nobody takes all the room there is."""
+
+    def take_body(self, owner: str, size: int) -> None:
+        """Count a piece of a request's body. Raises Overloaded where it has no room."""
+        limits, share = self.limits, self.bodies.get(owner, 0) + size
+        most = max(limits.max_body_bytes, limits.body_budget_bytes // 4)
+        if self.body_bytes + size > limits.body_budget_bytes or share > most:
+            raise errors.Overloaded(headers={"retry-after": "2", "connection": "close"})
+        self.body_bytes += size
+        self.bodies[owner] = share
+
+    def give_body(self, owner: str, size: int) -> None:
+        """Let go of what was taken."""
+        self.body_bytes -= size
+        left = self.bodies.get(owner, 0) - size
+        if left > 0:
+            self.bodies[owner] = left
+        else:
+            self.bodies.pop(owner, None)
 
     def alert(self, kind: str, **facts: object) -> None:
         """Tell the operator of something to look at."""
@@ -124,7 +144,7 @@ class Relay:
         self._day = desk.now()[:10]
         self._reader = wire.reader(bid.call, keep_text=desk.tokenizer.installed and bid.account_id is not None)
         self._reason = ""
-        self._sent = False
+        self._exchange = Exchange()
         self._status: int | None = None
         self._limit: Deadline | None = None
         self._hurried = False
@@ -139,9 +159,9 @@ class Relay:
         """From the hold to its end. Whatever is raised or cancelled on the way, an open hold is settled or released."""
         try:
             await self._authorize()
-            self._limit = Deadline(self.desk.limits.deadline_s)
             if self.gone:
-                self._hurry()
+                raise errors.Ended(reason="its client had gone before it was sent")
+            self._limit = Deadline(self.desk.limits.deadline_s)
             answer = await self._dispatch()
             try:
                 await self._pass_on(answer)
@@ -150,8 +170,7 @@ class Relay:
         except BaseException as error:
             await self._end_badly(error)
         finally:
-            if self._limit is not None:
-                self._limit.stop()
+            self._stop_limit()
             self._finish()
 
     # --- authorize ---
@@ -194,7 +213,9 @@ class Relay:
             return
         if held < bid.at_most:
             bid.cap = bidding.affordable_cap(bid, self.desk.policy, self._day, held)
-        if bid.cap != call.cap and not (call.cap is None and bid.cap >= model.max_output):
+        # The model's own maximum need not be sent: but only where it is the vendor's, and not what somebody wrote down.
+        vendors = not bid.offer.provider.routes and model.id not in self.desk.upstreams.book.chosen
+        if bid.cap != call.cap and not (vendors and call.cap is None and bid.cap >= model.max_output):
             self.wire.set_cap(call, bid.cap)
             bid.payload = fields.encode(call.body)
             self.headers["x-goosestack-output-cap"] = str(bid.cap)
@@ -204,11 +225,10 @@ class Relay:
     async def _dispatch(self) -> Answer:
         """Send the request; again only where no byte can have been accepted."""
         bid, client = self.bid, self.desk.client
-        self._sent = True
         try:
-            answer = await client.post(bid.offer.url, bid.headers, bid.payload)
+            answer = await client.post(bid.offer.url, bid.headers, bid.payload, self._exchange)
         except NotSent:
-            answer = await client.post(bid.offer.url, bid.headers, bid.payload)
+            answer = await client.post(bid.offer.url, bid.headers, bid.payload, self._exchange)
         self._answered = self._loop.time()
         self._status = answer.status
         if self._body_bytes > THREAD_ABOVE_BYTES:
@@ -232,8 +252,13 @@ class Relay:
             raise Broken("an answer that is none")
         if reading.cost is None and (cost := answer.headers.get("x-litellm-response-cost")) is not None:
             reading.cost = _decimal(cost)
-        await self._settle(await self._charge(), "completed")
-        self._begin(Head(200, {**self._passed(answer), **self._cost_headers()}, body))
+        charge = await self._charge()
+        self._stop_limit()
+        try:
+            await self._settle(charge, "completed")
+        finally:  # what is paid for is delivered, also where a stop comes in between
+            if self.receipt is not None:
+                self._begin(Head(200, {**self._passed(answer), **self._cost_headers()}, body))
 
     async def _stream(self, answer: Answer) -> None:
         self._begin(Head(200, {**self.headers, **_STREAM_HEADERS}, None))
@@ -246,11 +271,20 @@ class Relay:
             if passed:
                 await pipe.put(passed, self._loop.time())
             if last is not None:
-                failed = reader.reading.error
-                await self._settle(await self._charge(), "upstream_error" if failed else "completed")
-                pipe.put_now(self._comment() + (self._failure(last) if failed else last), self._loop.time())
+                await self._end_stream(last)
                 return
         raise Broken("it ended early")
+
+    async def _end_stream(self, last: bytes) -> None:
+        """The terminal frame has come: the receipt is committed before it is passed on."""
+        failed = self._reader.reading.error
+        charge = await self._charge()
+        self._stop_limit()
+        try:
+            await self._settle(charge, "upstream_error" if failed else "completed")
+        finally:  # what is paid for is delivered, also where a stop comes in between
+            if self.receipt is not None:
+                self.pipe.put_now(self._comment() + (self._failure(last) if failed else last), self._loop.time())
 
     async def _refuse(self, answer: Answer) -> None:
         """The provider refused: nothing is charged, and the caller learns what concerns the caller."""
@@ -341,8 +375,10 @@ class Relay:
 
     async def _settle(self, charge: Charge, reason: str) -> None:
         self._reason = reason
-        await self._end_hold(ledger.settle, self.id, charge, reason)
-        self._count(charge)
+        try:
+            await self._end_hold(ledger.settle, self.id, charge, reason)
+        finally:
+            self._count(charge)
 
     async def _release(self, reason: str) -> None:
         self._reason = reason
@@ -354,17 +390,17 @@ class Relay:
         def note(receipt: Settled | str) -> None:
             self.receipt = receipt
 
-        delay, interrupted = 0.05, None
+        delay: float = 0
+        interrupted: asyncio.CancelledError | None = None
         while self.receipt is None:
             try:
+                await asyncio.sleep(delay) if delay else None
                 await surely(self.desk.store.write(verb, *facts, self.desk.now()), note)
+            except asyncio.CancelledError as error:
+                interrupted = error
             except errors.StoreUnavailable:
                 self.desk.alert("settlement_waits", request_id=self.id)
-                delay = min(delay * 2, 2.0)
-                try:
-                    await asyncio.sleep(delay)
-                except BaseException as error:
-                    interrupted = error
+            delay = min(max(delay * 2, 0.1), 2.0)
         if interrupted is not None:
             raise interrupted
 
@@ -380,7 +416,9 @@ class Relay:
                     await self._release(reason)
             except asyncio.CancelledError:
                 pass  # the hold has ended; a second cancellation changes nothing
-        if problem is None:
+            except Exception as fault:  # the last resort: a start would resolve the hold, and this says so before
+                self._log_fault(fault)
+        if problem is None or (self.receipt is not None and self._reason == "completed"):
             return
         problem.headers = {**self.headers, **problem.headers}
         if not self.head.done():
@@ -390,8 +428,7 @@ class Relay:
 
     def _judge(self, error: BaseException) -> tuple[str, errors.Problem | None, bool]:
         """What a failure means: the reason in the log, what the client is told, and whether anything is charged."""
-        answered = self._status == 200
-        refused = self._status is not None and not answered
+        sent, refused = self._exchange.sent, self._status not in (None, 200)
         match error:
             case errors.Problem():
                 return self._reason or type(error).__name__, error, False
@@ -404,14 +441,16 @@ class Relay:
             case Broken():
                 return "upstream_cut", errors.UpstreamCut(detail=str(error)), not refused
             case asyncio.CancelledError() if self._leaving():
-                return "client_gone", None, not refused
-            case asyncio.CancelledError() if self._limit is not None and self._limit.struck:
+                return "client_gone", None, sent and not refused
+            case asyncio.CancelledError() if self._limit is not None and self._limit.struck and sent:
                 problem = errors.UpstreamTimeout(deadline_s=self.desk.limits.deadline_s)
                 return "deadline", problem, not refused
+            case asyncio.CancelledError() if self._limit is not None and self._limit.struck:
+                return "not_sent", errors.UpstreamUnavailable(detail="no connection"), False
             case asyncio.CancelledError():
-                return "shutdown", errors.UpstreamCut(detail="the gateway is restarting"), self._sent and not refused
+                return "shutdown", errors.UpstreamCut(detail="the gateway is restarting"), sent and not refused
         self._log_fault(error)
-        return "fault", errors.Internal(), self._sent and not refused
+        return "fault", errors.Internal(), sent and not refused
 
     # --- the client's side ---
 
@@ -430,6 +469,10 @@ class Relay:
             self.head.set_exception(problem)
         self.pipe.end_with(self.wire.error_frame(problem, self.id), self._loop.time())
         self.leave()
+
+    def _stop_limit(self) -> None:
+        if self._limit is not None:
+            self._limit.stop()
 
     def _hurry(self) -> None:
         if self._cuttable() and self._limit is not None and self.receipt is None:
@@ -479,7 +522,7 @@ class Relay:
     def _forget_body(self) -> None:
         self.bid.payload = b""
         self.bid.call.body = {}
-        self.desk.body_bytes -= self._body_bytes
+        self.desk.give_body(self.caller.user_id, self._body_bytes)
         self._body_bytes = 0
 
     def _finish(self) -> None:

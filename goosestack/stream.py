@@ -135,6 +135,8 @@ async def surely(future: asyncio.Future[T], then: Callable[[T], None]) -> None:
             if future.done() and future.exception() is error:
                 break
             interrupted = error
+    if interrupted is not None and future.exception() is not None:
+        raise interrupted  # whoever was cancelled learns that first, and sees that nothing was told to `then`
     then(future.result())
     if interrupted is not None:
         raise interrupted

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -303,6 +303,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     for block in BLOCKS:
         if block.order.startswith("file "):
             (folder / block.order.removeprefix("file ")).write_text(block.text)
+    (folder / "goosestack.env").write_text("PUBLIC_URL=https://llm.example.com\n")
     program(folder / "bin", "goosestack", sys.executable, "-m", "goosestack")
     world = World.create(folder, DISCONNECT_GRACE_S="1", DRAIN_S="5")
     yield world
@@ -350,7 +351,15 @@ def test_both_readers_have_something_to_run() -> None:
 
 @pytest.mark.parametrize("block", [block for block in RUN if block.part == "Operator"], ids=str)
 def test_what_the_operator_is_told_to_do_works(block: Block, installed: World) -> None:
-    printed = execute(block, operators(installed), installed.folder)
+    here = {
+        "/opt/goosestack/.venv/bin": str(installed.folder / "bin"),
+        "/etc/goosestack": str(installed.folder),
+        "http://127.0.0.1:3000": installed.url,
+    }
+    text = block.text
+    for place, ours in here.items():
+        text = text.replace(place, ours)
+    printed = execute(replace(block, text=text), operators(installed), installed.folder)
     if "key create" in block.text:
         assert re.search(r"^gsk_\S{40,}$", printed, re.MULTILINE)
         assert "balance 500  held 0  available 500  (cents)" in printed
@@ -359,6 +368,12 @@ def test_what_the_operator_is_told_to_do_works(block: Block, installed: World) -
     if "prices llama" in block.text:
         assert re.search(r"^llama-3\.3-70b +litellm +0\.05 +0\.08$", printed, re.MULTILINE)
         assert re.search(r"^gpt-5\.4-mini +openai +1\.2 +6$", printed, re.MULTILINE)
+    if "goosestack config" in block.text:
+        assert "PUBLIC_URL=https://llm.example.com\n" in printed
+        assert "OPENAI_API_KEY=(set)\n" in printed
+    if "readyz" in block.text:
+        assert '{"ready":true,' in printed
+        assert "goosestack_books_wrong 0.0\n" in printed
     if "backup" in block.text:
         assert "books add up" in printed
         assert len(list((installed.folder / "backups").glob("*.db"))) == 1

@@ -181,10 +181,10 @@ NO_EMAILS: list[object] = [
 NO_EMAILS += ["a@\u200bb.de", "a@b\u202e", "a\u00ad@b", "a@b\u2028", "a\u3000@b", "x" * 253 + "@b", 5, [], ["a@b"], {}]
 
 
-@pytest.mark.parametrize("email", NO_EMAILS)
-def test_an_email_is_one_line_with_one_at_and_of_bounded_length(mallory: Mallory, email: object) -> None:
-    reply = mallory.refused(400, "/v1/keys", {"email": email, "name": "mine"}, key=None)
-    assert reply.json["error"]["param"] == "email"
+def test_an_email_is_one_line_with_one_at_and_of_bounded_length(mallory: Mallory) -> None:
+    for email in NO_EMAILS:
+        reply = mallory.refused(400, "/v1/keys", {"email": email, "name": "mine"}, key=None)
+        assert reply.json["error"]["param"] == "email"
 
 
 def test_emails_that_look_alike_are_labels_of_different_users(mallory: Mallory) -> None:
@@ -231,14 +231,14 @@ def test_the_ids_of_others_keys_and_holds_are_not_found(mallory: Mallory) -> Non
     assert row["status"] == "settled"
 
 
-@pytest.mark.parametrize(
-    "query",
-    """q=%25%25%25 user_id=usr_a limit=0 limit=201 limit=-1 limit=1e9 limit=%D9%A1 limit=999999999999999999999 limit=
-    since=now until=2026-13-01 since=%00 cursor=1 cursor=req_%D9%A1 cursor=%25 format=xml format=csv%00 order=asc
-    since=99999-01-01 columns=key_hash fields=*""".split(),
-)
-def test_a_query_of_usage_is_taken_as_it_is_meant_or_refused(mallory: Mallory, query: str) -> None:
-    mallory.refused(400, f"/v1/usage?{query}", method="GET")
+QUERIES = """q=%25%25%25 user_id=usr_a limit=0 limit=201 limit=-1 limit=1e9 limit=%D9%A1 limit=999999999999999999999
+    limit= since=now until=2026-13-01 since=%00 cursor=1 cursor=req_%D9%A1 cursor=%25 format=xml format=csv%00 order=asc
+    since=99999-01-01 columns=key_hash fields=*""".split()
+
+
+def test_a_query_of_usage_is_taken_as_it_is_meant_or_refused(mallory: Mallory) -> None:
+    for query in QUERIES:
+        mallory.refused(400, f"/v1/usage?{query}", method="GET")
 
 
 @pytest.mark.parametrize("bound", ["0001-01-01", "9999-12-31T23:59:59.999999", "0001-01-01T00:00:00%2B14:00"])

@@ -28,6 +28,7 @@ MIGRATIONS: tuple[str, ...] = (
         created_at TEXT NOT NULL
     ) STRICT;
     CREATE INDEX api_keys_by_user ON api_keys (user_id);
+    CREATE INDEX api_keys_by_prefix ON api_keys (key_prefix);
 
     CREATE TABLE accounts (
         id         INTEGER PRIMARY KEY,

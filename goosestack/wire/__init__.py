@@ -50,6 +50,8 @@ class Call:
     """How many answers are asked for, each as long as the cap allows."""
     messages: int = 0
     tools: bool = False
+    vendor_tools: int = 0
+    """Tools that the provider describes to its model itself, at a length that the request does not show."""
     media: Media = field(default_factory=Media)
     tier: str = "standard"
     long_cache: bool = False
@@ -122,6 +124,8 @@ class Wire(Protocol):
     """`openai` or `anthropic`: whose envelope errors have, and how credentials are sent."""
     kind: str
     """Which models it is for: `chat` or `embedding`."""
+    free: bool
+    """Whether it costs nothing."""
     known: frozenset[str]
     """Body fields that the wire format knows, refused ones included."""
     keep_alive: bytes

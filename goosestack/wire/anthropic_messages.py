@@ -80,6 +80,7 @@ class AnthropicMessages:
     path = "/messages"
     dialect = "anthropic"
     kind = "chat"
+    free = False
     known = PASSED | CONTROLLED | frozenset(REFUSED)
     keep_alive = b'event: ping\ndata: {"type": "ping"}\n\n'
 
@@ -94,6 +95,7 @@ class AnthropicMessages:
         call.tier = _tier(body)
         call.us_only = _us_only(body)
         call.web_searches = _bound_searches(body)
+        call.vendor_tools = sum(_is_vendors(tool) for tool in fields.array(body, "tools"))
         call.unknown = tuple(name for name in body if name not in self.known)
         return call
 
@@ -127,6 +129,7 @@ class AnthropicCountTokens(AnthropicMessages):
 
     name = "anthropic_count_tokens"
     path = "/messages/count_tokens"
+    free = True
 
     def parse(self, body: Body, *, own_key: bool) -> Call:
         """See `Wire.parse`."""
@@ -178,6 +181,10 @@ def _us_only(body: Body) -> bool:
     if geo not in (None, "global", "us"):
         raise fields.invalid("inference_geo", "must be global or us")
     return geo == "us"
+
+
+def _is_vendors(tool: object) -> bool:
+    return type(tool) is dict and tool.get("type", "custom") != "custom"
 
 
 def _bound_searches(body: Body) -> int:
@@ -398,6 +405,8 @@ class MessagesReader(Stream):
             self.reading.nonsense = f"unreadable usage: {type(error).__name__}"
             return
         creation, searches = usage.cache_creation or _Creation(), usage.server_tool_use or _Searches()
+        cost = openai_parts.cost_of(raw)
+        self.reading.cost = self.reading.cost if cost is None else cost
         found = {
             "input": usage.input_tokens,
             "output": None if begins else usage.output_tokens,

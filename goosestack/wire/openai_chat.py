@@ -46,6 +46,7 @@ class OpenAIChat:
     path = "/chat/completions"
     dialect = "openai"
     kind = "chat"
+    free = False
     known = PASSED | CONTROLLED | frozenset(REFUSED)
     keep_alive = b": keep-alive\n\n"
 

@@ -30,6 +30,7 @@ class OpenAIEmbeddings:
     path = "/embeddings"
     dialect = "openai"
     kind = "embedding"
+    free = False
     known = PASSED | CONTROLLED | frozenset(REFUSED)
     keep_alive = b": keep-alive\n\n"
 

@@ -86,6 +86,7 @@ class OpenAIResponses:
     path = "/responses"
     dialect = "openai"
     kind = "chat"
+    free = False
     known = PASSED | CONTROLLED | frozenset(REFUSED)
     keep_alive = b": keep-alive\n\n"
 
