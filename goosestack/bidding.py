@@ -23,6 +23,9 @@ LEAST_OUTPUT = 256
 THREAD_ABOVE_BYTES = 64 * 1024
 """Bodies larger than this are worked on in a thread."""
 
+_MOST_BYTES_A_TOKEN = 16
+"""Text has 4 or 5 bytes a token; with more than this, counting is no use."""
+
 _COUNT_S = 10.0
 _MOST_COUNT_BYTES = 64 * 1024
 _COUNTED = ("model", "messages", "system", "tools", "tool_choice", "thinking")
@@ -114,10 +117,14 @@ def price(made: Bid, policy: Policy, today: str, input_tokens: int) -> None:
         made.at_least = pricing.quote(model, least, policy.terms, today)
 
 
-async def tighten(made: Bid, policy: Policy, tokenizer: Tokenizer, client: Client, today: str) -> None:
-    """Where the byte bound does not fit what is available: bound the input by counting it, if that is possible."""
+async def tighten(made: Bid, policy: Policy, tokenizer: Tokenizer, client: Client, today: str, available: int) -> None:
+    """Where the byte bound does not fit the `available` nanodollars: bound the input by counting it, if that is
+    possible, and if the text could be short enough at all."""
     model, call, provider = made.offer.model, made.call, made.offer.provider.name
     assert model is not None
+    fewest = replace(made.demand, input=call.text_bytes // _MOST_BYTES_A_TOKEN, output=0)
+    if pricing.quote(model, fewest, policy.terms, today) > available:
+        return
     tokens: int | None = None
     if provider == "openai" and not call.media.data_bytes:
         counted = await tokenizer.count_body(made.payload, embedding=model.kind == "embedding")

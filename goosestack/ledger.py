@@ -443,7 +443,7 @@ def check(tx: Tx, *, full: bool) -> Books:
                 books.wrong.append(f"account {account_id}: {name} is {stands}, and its rows add up to {should}")
         if balance * grain + carry < held:
             books.wrong.append(f"account {account_id}: {held} held, more than it has")
-        if stated.get(account_id) != (entered, billed, charged):
+        if stated.get(account_id) != (entered, billed, charged) or books.accounts == 1:  # one always tells how far
             books.statements.append((account_id, entry_seq, settled_seq, entered, billed, charged))
     books.wrong += [f"usage {hold_id}: {why}" for hold_id, why in _wrong_rows(tx)]
     return books

@@ -179,7 +179,7 @@ class Relay:
         bid, desk = self.bid, self.desk
         available = await self._hold(bid.at_most)
         if self.held is None and available > 0:
-            await bidding.tighten(bid, desk.policy, desk.tokenizer, desk.client, self._day)
+            await bidding.tighten(bid, desk.policy, desk.tokenizer, desk.client, self._day, available)
             available = await self._hold(bid.at_least)
         if self.held is None:
             raise bidding.insufficient(bid, desk.policy, self._day, available)

@@ -70,10 +70,9 @@ UNBELIEVABLE: dict[str, tuple[dict[str, int] | None, int]] = {
     "nothing": (None, 0),
     "no input": ({"input": 0, "output": 5}, 20),
     "no output where there was some": ({"input": 5, "output": 0}, 20),
-    "more input than the model reads": ({"input": 600_000, "output": 5}, 20),
-    "more output than the model writes": ({"input": 5, "output": 70_000}, 20),
-    "more from a cache than the model reads": ({"input": 5, "cache_read": 600_000, "output": 5}, 20),
-    "more searches than could be": ({"input": 5, "output": 5, "web_searches": 5}, 20),
+    "more input than any model reads": ({"input": 10_000_001, "output": 5}, 20),
+    "more output than any model writes": ({"input": 5, "output": 10_000_001}, 20),
+    "more from a cache than any model reads": ({"input": 5, "cache_read": 10_000_001, "output": 5}, 20),
     "input beyond a column": ({"input": HUGE, "output": 5}, 20),
     "output beyond a column": ({"input": 5, "output": HUGE}, 20),
     "reasoning beyond a column": ({"input": 5, "output": 5, "reasoning": HUGE}, 20),
@@ -90,6 +89,13 @@ def test_a_report_that_cannot_be_believed_is_estimated_and_named(usage: dict[str
     assert max(guess.counts()) < 10**6 and 0 < guess.all_input <= made.demand.input
     assert guess.output == -(-seen // 3)
     assert 0 < cost(made, reading, guess).amount <= made.at_most
+
+
+def test_what_is_more_than_was_quoted_is_charged_all_the_same() -> None:
+    made, reading = bid(), Reading(usage={"input": 500_000, "output": 50_000})
+    usage, wrong = costing.reported(made, reading)
+    assert usage is not None and wrong is None
+    assert cost(made, reading, usage).amount == 500_000 * 2500 + 50_000 * 10_000 > made.at_most
 
 
 def test_an_answer_of_nothing_is_no_wrong_report() -> None:

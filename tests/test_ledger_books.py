@@ -185,6 +185,37 @@ def test_a_statement_stays_right_whatever_comes_after_it(book: Ledger) -> None:
     """)
 
 
+def test_calls_that_nobody_pays_for_are_not_counted_again_and_again(book: Ledger) -> None:
+    book.tell("show alice \n verify")
+    short = steps_of_a_check(book)
+    for number in range(500):
+        book.tell(f"authorize r{number} nobody 0 \n settle r{number} 0")
+    book.tell("verify")
+    assert steps_of_a_check(book) <= short + 1
+
+
+def test_only_who_moved_gets_a_new_statement(book: Ledger) -> None:
+    def stated() -> dict[int, tuple[int, int]]:
+        rows = book.db.execute("SELECT account_id, entry_seq, settled_seq FROM statements").fetchall()
+        return {account: (entries, settlements) for account, entries, settlements in rows}
+
+    book.tell("topup alice 10 \n topup bob 10 \n verify")
+    assert stated() == {1: (2, 0), 2: (2, 0)}
+    book.tell("topup carol 5 \n authorize r1 carol 1c \n settle r1 1c \n verify")
+    assert stated() == {1: (3, 1), 2: (2, 0), 3: (3, 1)}, "the first account always tells how far the books are proved"
+    book.tell("topup bob 7 \n refund bob -7 \n verify \n check | right")
+    assert stated() == {1: (5, 1), 2: (2, 0), 3: (3, 1)}, "bob has what he had"
+    book.tell("authorize r2 bob 2c \n settle r2 2c \n check | right \n verify")
+    assert stated() == {1: (5, 2), 2: (5, 2), 3: (3, 1)}
+    book.tell("check | right \n topup carol 1 \n check | right \n check full | right")
+
+
+def test_a_full_check_mends_a_statement_that_somebody_changed(verified: Ledger) -> None:
+    verified.tell("sql UPDATE statements SET entered = entered - 1 WHERE account_id = 1").tell("check | error balance")
+    ledger.verify(verified.db, ledger.check(verified.db, full=True), NOW)
+    verified.tell("check | right")
+
+
 def test_a_hold_that_was_made_before_the_statement_settles_after_it(book: Ledger) -> None:
     book.tell("""
         topup alice 100          |

@@ -286,7 +286,7 @@ async def test_a_ballast_that_does_not_fit_is_noted_and_leaves_nothing_behind(pa
 def test_on_a_disk_that_is_really_full_all_that_is_held_settles(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = f'mount -t tmpfs -o size=24m tmpfs {disk} && exec "$@"'
+    mount = f'mount -t tmpfs -o size=40m tmpfs {disk} && exec "$@"'
     within = ("unshare", "--map-root-user", "--mount", "sh", "-c", mount, "sh")
     if subprocess.run([*within, "true"], capture_output=True, check=False).returncode != 0:
         pytest.skip("no disk of one's own to fill here")

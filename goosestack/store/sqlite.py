@@ -334,7 +334,9 @@ class SqliteStore:
         try:
             fd = os.open(self._ballast, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                os.posix_fallocate(fd, 0, self._ballast_bytes)
+                # Twice of it must fit where the disk was full, or the room just given up would be taken back at once.
+                os.posix_fallocate(fd, 0, self._ballast_bytes * (2 if self.full else 1))
+                os.ftruncate(fd, self._ballast_bytes)
             finally:
                 os.close(fd)
             self.full = False
