@@ -192,7 +192,7 @@ def test_a_chat_never_has_more_input_than_is_held_for(body: dict[str, Any]) -> N
 def test_nor_more_than_is_held_for_once_the_tokenizer_has_counted(counting: Tokenizer, body: dict[str, Any]) -> None:
     made = bid(OpenAIChat(), body)
     by_bytes, at_most = made.demand.input, made.at_most
-    asyncio.run(bidding.tighten(made, Policy(), counting, cast(Client, None), TODAY))
+    asyncio.run(bidding.tighten(made, Policy(), counting, cast(Client, None), TODAY, 10**15))
     assert true_input(body) <= made.demand.input <= by_bytes
     assert made.at_least <= made.at_most <= at_most
 
@@ -202,7 +202,7 @@ def test_counting_makes_the_hold_for_ordinary_text_three_times_smaller(counting:
     body = {"model": "gpt-4o", "messages": [{"role": "user", "content": text}]}
     made = bid(OpenAIChat(), body)
     by_bytes = made.demand.input
-    asyncio.run(bidding.tighten(made, Policy(), counting, cast(Client, None), TODAY))
+    asyncio.run(bidding.tighten(made, Policy(), counting, cast(Client, None), TODAY, 10**15))
     assert 3 * made.demand.input < by_bytes
 
 
@@ -219,7 +219,7 @@ def test_an_embedding_never_has_more_input_than_is_held_for(given_input: str | l
 def test_tokens_that_are_sent_as_numbers_are_bounded_too(counting: Tokenizer, lists: list[list[int]]) -> None:
     made = bid(OpenAIEmbeddings(), {"model": "text-embedding-3-small", "input": lists})
     assert sum(map(len, lists)) <= made.demand.input
-    asyncio.run(bidding.tighten(made, Policy(), counting, cast(Client, None), TODAY))
+    asyncio.run(bidding.tighten(made, Policy(), counting, cast(Client, None), TODAY, 10**15))
     assert sum(map(len, lists)) <= made.demand.input
 
 
