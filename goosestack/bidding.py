@@ -77,13 +77,14 @@ async def bid(
     account_id: int,
     own_key: str | None,
     today: str,
+    query: str = "",
 ) -> Bid:
     """What the call can cost at most. Raises a Problem for what is not sold, or cannot be priced or bounded."""
     if own_key is not None:
-        offer = upstreams.own_offer(wire, call.model, own_key)
+        offer = upstream.with_query(upstreams.own_offer(wire, call.model, own_key), query)
         headers = upstream.headers(offer, wire, own_key, callers_headers, own_key=True)
         return Bid(offer, call, headers, fields.encode(call.body), own_key=True)
-    offer = upstreams.offer(wire, call.model, today)
+    offer = upstream.with_query(upstreams.offer(wire, call.model, today), query)
     assert offer.model is not None and offer.provider.key is not None
     upstream.refuse_unknown(offer, call.unknown)
     if offer.provider.routes and call.cap_field == "max_completion_tokens":
@@ -205,7 +206,9 @@ async def _count_upstream(made: Bid, client: Client) -> int | None:
     body = {name: value for name, value in made.call.body.items() if name in _COUNTED}
     try:
         async with asyncio.timeout(_COUNT_S):
-            answer = await client.post(made.offer.url / "count_tokens", made.headers, fields.encode(body))
+            answer = await client.post(
+                made.offer.url.with_query(None) / "count_tokens", made.headers, fields.encode(body)
+            )
             try:
                 text = await answer.read(_MOST_COUNT_BYTES)
             finally:

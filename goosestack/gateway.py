@@ -132,6 +132,7 @@ async def relay(gateway: Gateway, wire: Wire, scope: Scope, receive: Receive) ->
             account_id=caller.account_id,
             own_key=own_key,
             today=gateway.now()[:10],
+            query=scope.get("query_string", b"").decode("latin-1"),
         )
         gateway.make_room(caller, headers)
     except BaseException:

@@ -6,8 +6,9 @@ parsed. Nothing of the caller's own headers goes along but `anthropic-*`, which 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from yarl import URL
 
@@ -27,6 +28,7 @@ _ALWAYS = {
 }
 _ANTHROPIC_VERSION = "2023-06-01"
 _MOST_HEADER = 8_192
+_QUERY = re.compile(r"[A-Za-z0-9_.-]{1,64}=[A-Za-z0-9_.-]{0,64}(&[A-Za-z0-9_.-]{1,64}=[A-Za-z0-9_.-]{0,64}){0,7}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +161,15 @@ def _holder_of_key(key: str) -> str | None:
     if key.startswith("sk-or-"):
         return "openrouter"
     return "openai" if key.startswith("sk-") else None
+
+
+def with_query(offer: Offer, query: str) -> Offer:
+    """The offer with the caller's query string: Anthropic's own clients use one, and nobody else. Raises Invalid."""
+    if not query or offer.provider.name != "anthropic":
+        return offer
+    if not _QUERY.fullmatch(query):
+        raise Invalid(reason="the query string must be plain `name=value` pairs")
+    return replace(offer, url=offer.url.with_query(query))
 
 
 def headers(offer: Offer, wire: Wire, key: str, callers: Mapping[str, str], *, own_key: bool) -> dict[str, str]:

@@ -9,7 +9,7 @@ import pytest
 
 from goosestack.store.sqlite import connect_read_only
 from tests.asking import directed, opened
-from tests.mallory import CHAT, WIRES, Mallory, asks, talk
+from tests.mallory import CHAT, WIRES, Mallory, asks, assert_error, talk
 from tests.world import World
 
 OWN_ROUTES = [("GET", "/v1/usage"), ("GET", "/v1/keys"), ("GET", "/v1/holds"), ("DELETE", "/v1/keys/key_a")]
@@ -210,6 +210,19 @@ def test_nobody_assigns_what_is_not_theirs_by_naming_a_column(mallory: Mallory, 
     labels: list[object] = [5, True, [], {}, "x" * 101, "a\nb", "\x1b[31m", "\u202e"]
     for label in labels:
         mallory.refused(400, "/v1/keys", {"email": "a@example.com", "name": label}, key=key)
+    mallory.nothing_happened()
+
+
+def test_nobody_multiplies_the_rate_limit_by_making_keys(mallory: Mallory) -> None:
+    statuses = []
+    for turn in range(70):
+        reply = mallory.ask("/v1/keys", {"name": f"{turn}"}, key=mallory.secrets[-1] if turn % 2 else "")
+        statuses.append(reply.status)
+        if reply.status == 201:
+            mallory.secrets.append(reply.json["api_key"])
+        else:
+            assert_error(reply, "ours", 429)
+    assert statuses == [201] * 60 + [429] * 10
     mallory.nothing_happened()
 
 
