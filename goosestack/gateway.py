@@ -72,11 +72,22 @@ class Gateway(Desk):
         """Every second: keep quiet streams alive, drop clients who stopped reading."""
         now = asyncio.get_running_loop().time()
         for relay in tuple(self.live.values()):
-            relay.tick(now)
+            try:
+                relay.tick(now)
+            except Exception as error:  # one relay's fault is not the others'
+                relay.log_fault(error)
 
     async def journal(self) -> None:
         """Every 2 s: note for each live relay what it would cost if the process died now."""
-        due = [(relay.id, charge) for relay in self.live.values() if (charge := relay.progress()) is not None]
+        due = []
+        for relay in tuple(self.live.values()):
+            try:
+                charge = relay.progress()
+            except Exception as error:  # one relay's fault is not the others'
+                relay.log_fault(error)
+                continue
+            if charge is not None:
+                due.append((relay.id, charge))
         if due:
             await self.store.write(_journal_all, due)
 

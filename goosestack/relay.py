@@ -7,7 +7,7 @@ is settled or released.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 
@@ -22,7 +22,7 @@ from goosestack.store import Store
 from goosestack.stream import Deadline, Pipe, surely
 from goosestack.tokenizer import Tokenizer
 from goosestack.upstream import Upstreams
-from goosestack.wire import Wire, body as fields
+from goosestack.wire import Wire, body as fields, envelope
 
 MOST_ANSWER_BYTES = 64 * 1024 * 1024
 MOST_ERROR_BYTES = 1024 * 1024
@@ -151,7 +151,7 @@ class Relay:
         self._body_bytes = body_bytes
         self._started = loop.time()
         self._answered: float | None = None
-        self._journalled = -1
+        self._journalled: tuple[int, Mapping[str, int] | None] | None = None
         desk.live[request_id] = self
         self.task = loop.create_task(self.run())
 
@@ -236,7 +236,7 @@ class Relay:
         return answer
 
     async def _pass_on(self, answer: Answer) -> None:
-        if answer.status != 200:
+        if not accepted(answer.status):
             await self._refuse(answer)
         elif answer.headers.get("content-encoding", "identity") != "identity":
             raise Broken("an encoded answer")
@@ -249,6 +249,8 @@ class Relay:
         body = await answer.read(MOST_ANSWER_BYTES)
         reading = self._reader.reading
         if not self._reader.whole(body):
+            if envelope.is_error(body):
+                return await self._pass_refusal(answer, 502, body)
             raise Broken("an answer that is none")
         if reading.cost is None and (cost := answer.headers.get("x-litellm-response-cost")) is not None:
             reading.cost = _decimal(cost)
@@ -258,7 +260,7 @@ class Relay:
             await self._settle(charge, "completed")
         finally:  # what is paid for is delivered, also where a stop comes in between
             if self.receipt is not None:
-                self._begin(Head(200, {**self._passed(answer), **self._cost_headers()}, body))
+                self._begin(Head(answer.status, {**self._passed(answer), **self._cost_headers()}, body))
 
     async def _stream(self, answer: Answer) -> None:
         self._begin(Head(200, {**self.headers, **_STREAM_HEADERS}, None))
@@ -292,8 +294,12 @@ class Relay:
             body = await answer.read(MOST_ERROR_BYTES)
         except Broken:
             body = b""
+        await self._pass_refusal(answer, answer.status, body)
+
+    async def _pass_refusal(self, answer: Answer, status: int, body: bytes) -> None:
+        """See `_refuse`; a refusal under the status of a success has one of its own here."""
         await self._release(f"refused_{answer.status}")
-        status, provider = answer.status, self.bid.offer.provider.name
+        provider = self.bid.offer.provider.name
         if self.bid.own_key and status >= 400:
             self._begin(Head(status, self._passed(answer), self._clean(body)))
         elif status in (401, 402, 403) or any(mark in body for mark in _OPERATORS_FAULT):
@@ -359,7 +365,7 @@ class Relay:
                     usage = usage if counted is None else pricing.with_input(usage, counted)
         except BaseException as error:  # nothing that happens while guessing may stop the settlement
             if not isinstance(error, asyncio.CancelledError):
-                self._log_fault(error)
+                self.log_fault(error)
         if output is not None:
             usage = pricing.with_output(usage, output)
         return costing.estimated(self._priced(usage), self.held or 0)
@@ -367,8 +373,8 @@ class Relay:
     def progress(self) -> Charge | None:
         """What to journal: None before the provider has answered, and where nothing has changed."""
         self._reader.catch_up()
-        seen = self._reader.reading.output_bytes
-        if self.receipt is not None or self._status != 200 or seen == self._journalled:
+        seen = (self._reader.reading.output_bytes, self._reader.reading.usage)
+        if self.receipt is not None or not accepted(self._status) or seen == self._journalled:
             return None
         self._journalled = seen
         return costing.estimated(self._priced(costing.seen(self.bid, self._reader.reading)), self.held or 0)
@@ -417,7 +423,7 @@ class Relay:
             except asyncio.CancelledError:
                 pass  # the hold has ended; a second cancellation changes nothing
             except Exception as fault:  # the last resort: a start would resolve the hold, and this says so before
-                self._log_fault(fault)
+                self.log_fault(fault)
         if problem is None or (self.receipt is not None and self._reason == "completed"):
             return
         problem.headers = {**self.headers, **problem.headers}
@@ -428,7 +434,7 @@ class Relay:
 
     def _judge(self, error: BaseException) -> tuple[str, errors.Problem | None, bool]:
         """What a failure means: the reason in the log, what the client is told, and whether anything is charged."""
-        sent, refused = self._exchange.sent, self._status not in (None, 200)
+        sent, refused = self._exchange.sent, self._status is not None and not accepted(self._status)
         match error:
             case errors.Problem():
                 return self._reason or type(error).__name__, error, False
@@ -449,7 +455,7 @@ class Relay:
                 return "not_sent", errors.UpstreamUnavailable(detail="no connection"), False
             case asyncio.CancelledError():
                 return "shutdown", errors.UpstreamCut(detail="the gateway is restarting"), sent and not refused
-        self._log_fault(error)
+        self.log_fault(error)
         return "fault", errors.Internal(), sent and not refused
 
     # --- the client's side ---
@@ -494,7 +500,7 @@ class Relay:
 
     def tick(self, now: float) -> None:
         """Once a second: a keep-alive frame where the stream is quiet, an end to waiting where the client is."""
-        if self.gone or not self.head.done() or self._status != 200 or not self.bid.call.stream:
+        if self.gone or not self.head.done() or not accepted(self._status) or not self.bid.call.stream:
             return
         if self.pipe.waits_since(STALLED_S, now):
             self.leave()
@@ -571,12 +577,18 @@ class Relay:
             cost_cents=None if settled is None else settled.billed,
         )
 
-    def _log_fault(self, error: BaseException) -> None:
+    def log_fault(self, error: BaseException) -> None:
+        """Tell the operator of an exception that nobody foresaw, by its kind and place; its text may be anything."""
         place = error.__traceback__
         while place is not None and place.tb_next is not None:
             place = place.tb_next
         where = None if place is None else f"{place.tb_frame.f_code.co_name}:{place.tb_lineno}"
         self.desk.alert("fault", error=type(error).__name__, where=where, request_id=self.id)
+
+
+def accepted(status: int | None) -> bool:
+    """Whether the provider took the request, and may bill for it, by the status of its answer."""
+    return status is not None and 200 <= status < 300
 
 
 def _decimal(text: str) -> Decimal | None:

@@ -766,6 +766,7 @@ FAULT_SIGNS: dict[str, Any] = {
     "wrong_content_type": lambda said, honest: said.whole and content_type(said) != content_type(honest),
     "empty": lambda said, _: said.status == 200 and said.whole and not said.body,
     "redirect": lambda said, _: said.status == 307 and "location: /elsewhere" in said.head.lower(),
+    "error_200": lambda said, _: said.status == 200 and said.whole and '"error":' in said.text,
     "failed": lambda said, _: said.whole and "event: response.failed" in said.text,
     "error_frame": lambda said, _: said.whole and "canaryORG123" in said.text.split("\n\n")[-2],
     "drip": lambda said, honest: said.whole and said.body[:9] == honest.body[:9],

@@ -84,6 +84,17 @@ def test_an_answer_without_end_is_cut_and_settled(mallory: Mallory, stream: bool
     assert memory.grown < 200 * MEGABYTE
 
 
+@pytest.mark.parametrize(("path", "stream"), [*WAYS, (EMBEDDINGS, False)])
+@pytest.mark.parametrize("status", [201, 202, 299])
+def test_a_success_of_any_kind_is_billed(mallory: Mallory, path: str, stream: bool, status: int) -> None:
+    question = directed("Go", status=status, words=20)
+    reply = mallory.ask(path, asks(path, question, **({"stream": True} if stream else {})))
+    assert reply.status == (200 if stream else status)
+    (row,) = mallory.world.ended_rows(mallory.customer, 1)
+    assert (row["status"], row["reason"], row["estimated"]) == ("settled", "completed", 0)
+    assert row["cost_nanos"] > 0
+
+
 # --- callers who do not listen ----------------------------------------------------------------------------------
 
 

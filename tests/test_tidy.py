@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from goosestack import pricing
 from goosestack.config import options, setting
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("costing",),
     ("relay",),
     ("gateway",),
-    ("admin", "api"),
+    ("admin", "api", "front"),
     ("app",),
     ("cli",),
     ("__main__",),
@@ -39,7 +40,7 @@ FAMILIES: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "wire": (
         ("",),
         ("body", "envelope", "media", "sse"),
-        ("openai_parts",),
+        ("parts",),
         ("openai_chat", "openai_responses", "openai_embeddings", "anthropic_messages"),
     ),
     "store": (("", "migrations"), ("sqlite",)),
@@ -57,7 +58,6 @@ FAMILIES: Mapping[str, tuple[tuple[str, ...], ...]] = {
 """The same inside each folder."""
 
 LONG_FILES: Mapping[str, str] = {
-    "goosestack/app.py": "the one place where everything meets: routes, jobs, start and stop",
     "goosestack/cli.py": "every command, each a few lines",
     "goosestack/relay.py": "the life of a hold, top to bottom",
     "goosestack/ledger.py": "the heart in one piece: verbs and their check",
@@ -172,7 +172,7 @@ def test_the_database_is_spoken_to_in_the_store_alone() -> None:
 
 
 def test_the_web_framework_stays_at_the_door() -> None:
-    assert tops(importers_of("starlette")) <= {"app", "api", "web"}
+    assert tops(importers_of("starlette")) <= {"app", "api", "front", "web"}
     assert tops(importers_of("uvicorn")) == {"cli"}
 
 
@@ -324,6 +324,25 @@ def tracked() -> tuple[Path, ...]:
         leftovers = re.compile(r"(^|/)(\.venv|__pycache__|\.\w+_cache|\.hypothesis|[^/]*\.egg-info)(/|$)|\.db\b")
         found = [path for path in ROOT.rglob("*") if not leftovers.search(str(path.relative_to(ROOT)))]
     return tuple(sorted(path for path in found if path.is_file()))
+
+
+def models_asked_for(folder: str) -> Iterator[tuple[str, str]]:
+    """Each file of a folder that leaves the date to the clock, with each text in it that could be a model's name."""
+    for path in sorted((ROOT / folder).glob("*.py")):
+        if "TODAY" not in bound_at_the_top(path):
+            for node in ast.walk(tree(path)):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield path.name, node.value
+
+
+@pytest.mark.parametrize(("folder", "operators"), [("tests", "tests/world.toml"), ("scripts/benchlib", None)])
+def test_no_test_and_no_benchmark_asks_for_a_model_that_ends_on_some_day(folder: str, operators: str | None) -> None:
+    generated = (PRODUCT / "prices.json").read_text()
+    book = pricing.load(generated, "" if operators is None else (ROOT / operators).read_text())
+    asked = [(file, name) for file, name in models_asked_for(folder) if book.providers_of(name)]
+    assert asked
+    sold = {name: [book.find(provider, name) for provider in book.providers_of(name)] for _, name in asked}
+    assert [each for each in asked if not any(model and model.retires is None for model in sold[each[1]])] == []
 
 
 FORBIDDEN: Mapping[str, str] = {

@@ -31,7 +31,7 @@ CLEAN = frozenset(("crlf", "byte_by_byte", "coalesced", "comments", "after_termi
 """Faults that are none: the answer is whole, in an unusual form (or drips until the deadline)."""
 RELAYED = {"error_400": 400, "error_404": 404, "error_413": 413, "error_422": 422, "error_429": 429, "error_529": 529}
 OPERATORS = frozenset(("error_401", "error_402", "error_403", "error_quota", "error_low_credit"))
-REFUSED = frozenset(("redirect", "error_408", "error_500", "error_502", "error_503"))
+REFUSED = frozenset(("redirect", "error_200", "error_408", "error_500", "error_502", "error_503"))
 
 
 @dataclass(frozen=True, slots=True)

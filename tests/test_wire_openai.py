@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 
 from goosestack.errors import InsufficientFunds, Invalid, Problem, Unsupported, UpstreamCut
 from goosestack.pricing import Usage
-from goosestack.wire import ROUTING, Body, Call, Reader, Reading, Wire, body as bodies, openai_parts
+from goosestack.wire import ROUTING, Body, Call, Reader, Reading, Wire, body as bodies, parts
 from goosestack.wire.openai_chat import OpenAIChat
 from goosestack.wire.openai_embeddings import OpenAIEmbeddings
 from goosestack.wire.openai_responses import ITEMS, REFUSED_ITEMS, OpenAIResponses
@@ -1399,6 +1399,6 @@ def test_an_error_frame_is_one_frame_of_ascii(wire: Wire, render: Callable[[Wire
 
 
 def test_types_that_callers_name_are_repeated_only_where_that_is_safe() -> None:
-    assert openai_parts.shown("mcp") == "`mcp`"
+    assert parts.shown("mcp") == "`mcp`"
     unsafe: list[object] = ["", "x" * 64, "a\nb", "\x1b[31m", 5, None, []]
-    assert {openai_parts.shown(kind) for kind in unsafe} == {"this type"}
+    assert {parts.shown(kind) for kind in unsafe} == {"this type"}

@@ -18,6 +18,7 @@ FAULT_TEXTS: dict[str, str] = {
     "wrong_content_type": "the right answer under the wrong content type",
     "empty": "a 200 with an empty body",
     "redirect": "a 307 to the directive's `location`",
+    "error_200": "the vendor's error with the status 200, as routers give it",
     "error_400": "the vendor's error 400",
     "error_401": "the vendor's error 401, quoting the key it received",
     "error_402": "the vendor's error 402",
@@ -90,6 +91,7 @@ class VendorError:
 
 
 ERRORS: dict[str, VendorError] = {
+    "error_200": VendorError(200, "server_error", "server_error", "api_error", "The provider had an error."),
     "error_400": VendorError(400, "invalid_request_error", None, "invalid_request_error", "The request was invalid."),
     "error_401": VendorError(
         401,

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import msgspec
 
 from goosestack.errors import Problem, Unsupported
-from goosestack.wire import Body, Call, Media, Reader, Reading, body as fields, envelope, openai_parts
+from goosestack.wire import Body, Call, Media, Reader, Reading, body as fields, envelope, parts
 from goosestack.wire.sse import Stream, Verdict
 
 PASSED = frozenset(
@@ -89,7 +89,7 @@ class AnthropicMessages:
         call = Call(body, fields.model_name(body), fields.boolean(body, "stream"), "max_tokens")
         if own_key:
             return call
-        openai_parts.refuse(body, REFUSED)
+        parts.refuse(body, REFUSED)
         self._bound_output(call)
         _count_input(call)
         call.tier = _tier(body)
@@ -283,7 +283,7 @@ def _count_source(kind: str, source: Body, where: str, media: Media) -> None:
     if form == "base64" and type(source.get("data")) is str:
         media.data_bytes += len(str(source["data"]))
     elif form == "url":
-        openai_parts.count_url(source.get("url"), f"{where}.url", media)
+        parts.count_url(source.get("url"), f"{where}.url", media)
     else:
         raise fields.invalid(f"{where}.type", "must be base64, url, text or content")
     if kind == "image":
@@ -366,7 +366,7 @@ class MessagesReader(Stream):
         """See `Reader.whole`."""
         try:
             message = _MESSAGE.decode(data)
-        except openai_parts.UNREADABLE:
+        except parts.UNREADABLE:
             return False
         self._take(message)
         return message.content is not None
@@ -375,7 +375,7 @@ class MessagesReader(Stream):
         """Read one event; whether it ends the stream."""
         try:
             event = _EVENT.decode(payload)
-        except openai_parts.UNREADABLE:
+        except parts.UNREADABLE:
             self.reading.output_bytes += len(payload)  # unreadable to us: the caller judges it, and it may be output
             return False
         if event.delta is not None:
@@ -401,11 +401,11 @@ class MessagesReader(Stream):
             return
         try:
             usage = _USAGE.decode(raw)
-        except openai_parts.UNREADABLE as error:
+        except parts.UNREADABLE as error:
             self.reading.nonsense = f"unreadable usage: {type(error).__name__}"
             return
         creation, searches = usage.cache_creation or _Creation(), usage.server_tool_use or _Searches()
-        cost = openai_parts.cost_of(raw)
+        cost = parts.cost_of(raw)
         self.reading.cost = self.reading.cost if cost is None else cost
         found = {
             "input": usage.input_tokens,
@@ -466,7 +466,7 @@ class CountReader:
         """See `Reader.whole`."""
         try:
             msgspec.json.decode(data, type=_Count)
-        except openai_parts.UNREADABLE:
+        except parts.UNREADABLE:
             return False
         self.reading.usage = {}
         return True

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import json
 
+import msgspec
+
 from goosestack.errors import Problem
+
+
+class _Error(msgspec.Struct):
+    error: dict[str, object]
+    usage: dict[str, object] | None = None
+
+
+def is_error(body: bytes) -> bool:
+    """Whether a body is a vendor's error, of whatever status: an `error` object, and nothing that was used."""
+    try:
+        return msgspec.json.decode(body, type=_Error).usage is None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
 
 
 def openai(problem: Problem) -> dict[str, object]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import msgspec
 
 from goosestack.errors import Problem, Unsupported
-from goosestack.wire import Body, Call, Media, Reading, body as fields, envelope, openai_parts
-from goosestack.wire.openai_parts import NULL, UNREADABLE, given
+from goosestack.wire import Body, Call, Media, Reading, body as fields, envelope, parts
+from goosestack.wire.parts import NULL, UNREADABLE, given
 from goosestack.wire.sse import Stream, Verdict
 
 PASSED = frozenset(
@@ -58,7 +58,7 @@ class OpenAIChat:
             _ask_for_usage(call)
         if own_key:
             return call
-        openai_parts.refuse(body, REFUSED)
+        parts.refuse(body, REFUSED)
         if any(kind != "text" for kind in fields.array(body, "modalities")):
             raise Unsupported(field="modalities", reason="only text is sold here", param="modalities")
         most = fields.MOST_TOKENS
@@ -67,12 +67,12 @@ class OpenAIChat:
         if caps[0] is None and caps[1] is not None:
             call.cap_field = "max_tokens"
         call.answers = fields.integer(body, "n", 1, _MOST_ANSWERS) or 1
-        call.tier = openai_parts.service_tier(body)
+        call.tier = parts.service_tier(body)
         call.output_in_sight = body.get("reasoning_effort") == "none"
         if "store" in body:
             body["store"] = False
-        call.tools = bool(openai_parts.function_tools(body)) or bool(fields.array(body, "functions"))
-        long = openai_parts.lives_long(body.get("prompt_cache_options"), "prompt_cache_options")
+        call.tools = bool(parts.function_tools(body)) or bool(fields.array(body, "functions"))
+        long = parts.lives_long(body.get("prompt_cache_options"), "prompt_cache_options")
         call.messages = _messages(body, call.media, long=long)
         call.unknown = tuple(name for name in body if name not in self.known)
         return call
@@ -114,7 +114,7 @@ def _messages(body: Body, media: Media, *, long: bool) -> int:
         role = entry.get("role")
         if type(role) is not str or role not in _ROLES:
             raise fields.invalid(f"{where}.role", f"must be one of {', '.join(sorted(_ROLES))}")
-        long |= openai_parts.count_parts(entry.get("content"), f"{where}.content", media)
+        long |= parts.count_parts(entry.get("content"), f"{where}.content", media)
         for name in _REFUSED_IN_MESSAGES:
             if entry.get(name) is not None:
                 raise Unsupported(field=f"{where}.{name}", reason=f"{name} are not sold here", param=f"{where}.{name}")
@@ -231,7 +231,7 @@ class ChatReader(Stream):
             return self._read_odd(payload)
         reading = self.reading
         reading.model = answer.model or reading.model
-        reading.tier = openai_parts.REPORTED_TIERS.get(answer.service_tier or "", reading.tier)
+        reading.tier = parts.TIERS.get(answer.service_tier or "", reading.tier)
         for choice in answer.choices or ():
             piece = choice.delta or choice.message
             if piece is not None:
@@ -282,8 +282,8 @@ def _take_usage(reading: Reading, raw: bytes) -> None:
     except UNREADABLE as error:
         reading.nonsense = f"unreadable usage: {type(error).__name__}"
         return
-    read = openai_parts.details(usage.prompt_tokens_details, reading)
-    written = openai_parts.details(usage.completion_tokens_details, reading)
+    read = parts.details(usage.prompt_tokens_details, reading)
+    written = parts.details(usage.completion_tokens_details, reading)
     found = {
         "input": usage.prompt_tokens,
         "output": usage.completion_tokens,
@@ -294,7 +294,7 @@ def _take_usage(reading: Reading, raw: bytes) -> None:
         "reasoning": written.reasoning_tokens,
         "web_searches": _searches(usage.server_tool_use_details),
     }
-    openai_parts.take_usage(reading, found, openai_parts.cost_of(raw))
+    parts.take_usage(reading, found, parts.cost_of(raw))
 
 
 def _searches(raw: msgspec.Raw) -> int | None:

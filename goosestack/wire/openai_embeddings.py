@@ -9,8 +9,8 @@ from __future__ import annotations
 import msgspec
 
 from goosestack.errors import Problem, Unsupported
-from goosestack.wire import Body, Call, Reading, body as fields, envelope, openai_parts
-from goosestack.wire.openai_parts import NULL, UNREADABLE, given
+from goosestack.wire import Body, Call, Reading, body as fields, envelope, parts
+from goosestack.wire.parts import NULL, UNREADABLE, given
 
 PASSED = frozenset(("dimensions", "encoding_format", "user"))
 """What does not change the price."""
@@ -41,7 +41,7 @@ class OpenAIEmbeddings:
             raise Unsupported(field="stream", reason="embeddings come as a whole", param="stream")
         if own_key:
             return call
-        openai_parts.refuse(body, REFUSED)
+        parts.refuse(body, REFUSED)
         call.messages = _count(body.get("input"))
         call.unknown = tuple(name for name in body if name not in self.known)
         return call
@@ -133,4 +133,4 @@ class EmbeddingsReader:
             return
         read = usage.total_tokens if usage.prompt_tokens is None else usage.prompt_tokens
         found = {"input": read, "output": None if read is None else 0}
-        openai_parts.take_usage(self.reading, found, openai_parts.cost_of(raw))
+        parts.take_usage(self.reading, found, parts.cost_of(raw))

@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 
 from goosestack.errors import Problem, Unsupported
-from goosestack.wire import Body, Call, Reading, body as fields, envelope, openai_parts
-from goosestack.wire.openai_parts import NULL, UNREADABLE, Details, given
+from goosestack.wire import Body, Call, Reading, body as fields, envelope, parts
+from goosestack.wire.parts import NULL, UNREADABLE, Details, given
 from goosestack.wire.sse import Stream, Verdict
 
 PASSED = frozenset(
@@ -44,7 +44,7 @@ REFUSED = {
 MOST_SEARCHES = 5
 _ROLES = frozenset(("assistant", "developer", "system", "user"))
 _WEB_SEARCH = re.compile(r"web_search(_\d{4}_\d{2}_\d{2})?", re.ASCII)
-_CLIENT_TOOLS = openai_parts.CLIENT_TOOLS | {"apply_patch", "local_shell"}
+_CLIENT_TOOLS = parts.CLIENT_TOOLS | {"apply_patch", "local_shell"}
 _PLACED_TOOLS = {"shell": ("environment.type", "local"), "tool_search": ("execution", "client")}
 """Tools that the provider or the caller runs, as a field says: where it stands, and its value for the caller."""
 
@@ -95,14 +95,14 @@ class OpenAIResponses:
         call = Call(body, fields.model_name(body), fields.boolean(body, "stream"), "max_output_tokens")
         if own_key:
             return call
-        openai_parts.refuse(body, REFUSED)
+        parts.refuse(body, REFUSED)
         if fields.boolean(body, "background"):
             reason = "an answer must come in the same connection; leave it out, and use `stream` for long ones"
             raise Unsupported(field="background", reason=reason, param="background")
         body["store"] = False
         call.cap = fields.integer(body, "max_output_tokens", 1, fields.MOST_TOKENS)
-        call.tier = openai_parts.service_tier(body)
-        call.long_cache = openai_parts.lives_long(body.get("prompt_cache_options"), "prompt_cache_options")
+        call.tier = parts.service_tier(body)
+        call.long_cache = parts.lives_long(body.get("prompt_cache_options"), "prompt_cache_options")
         searches = _check_tools(body.get("tools"), "tools", call)
         searches |= _read_input(call)
         if searches:
@@ -160,7 +160,7 @@ def _check_tools(tools: object, where: str, call: Call) -> bool:
         elif kind == "namespace":
             _check_namespace(entry, place)
         elif type(kind) is not str or not (kind in _CLIENT_TOOLS or _is_placed(kind, entry, place)):
-            reason = f"the provider would run {openai_parts.shown(kind)}, at a cost that is not bounded here"
+            reason = f"the provider would run {parts.shown(kind)}, at a cost that is not bounded here"
             raise Unsupported(field=f"{place}.type", reason=reason, param=place)
     return searches
 
@@ -183,8 +183,8 @@ def _check_namespace(namespace: Body, where: str) -> None:
     for position, tool in enumerate(fields.array(namespace, "tools")):
         place = f"{where}.tools[{position}]"
         kind = fields.mapping(tool, place).get("type")
-        if type(kind) is not str or kind not in openai_parts.CLIENT_TOOLS:
-            reason = f"{openai_parts.shown(kind)} cannot stand in a namespace"
+        if type(kind) is not str or kind not in parts.CLIENT_TOOLS:
+            reason = f"{parts.shown(kind)} cannot stand in a namespace"
             raise Unsupported(field=f"{place}.type", reason=reason, param=place)
 
 
@@ -214,7 +214,7 @@ def _read_item(item: Body, where: str, call: Call) -> bool:
         raise fields.invalid(f"{where}.type", "must be a string")
     if kind not in ITEMS:
         reason = REFUSED_ITEMS.get(kind, "items of this type are not known here")
-        raise Unsupported(field=where, reason=f"{openai_parts.shown(kind)}: {reason}", param=where)
+        raise Unsupported(field=where, reason=f"{parts.shown(kind)}: {reason}", param=where)
     if kind == "message":
         _check_message(item, where)
     elif kind == "reasoning":
@@ -225,7 +225,7 @@ def _read_item(item: Body, where: str, call: Call) -> bool:
         _check_shell_output(item, where)
         return False
     for name in ("content", "output", "summary"):
-        call.long_cache |= openai_parts.count_parts(item.get(name), f"{where}.{name}", call.media)
+        call.long_cache |= parts.count_parts(item.get(name), f"{where}.{name}", call.media)
     return _check_tools(item.get("tools"), f"{where}.tools", call)
 
 
@@ -364,7 +364,7 @@ class ResponsesReader(Stream):
         if type(response.model) is str and response.model:
             reading.model = response.model
         if type(response.service_tier) is str:
-            reading.tier = openai_parts.REPORTED_TIERS.get(response.service_tier, reading.tier)
+            reading.tier = parts.TIERS.get(response.service_tier, reading.tier)
         raw = given(response.usage)
         if raw is None:
             return
@@ -373,8 +373,8 @@ class ResponsesReader(Stream):
         except UNREADABLE as error:
             reading.nonsense = f"unreadable usage: {type(error).__name__}"
             return
-        read = openai_parts.details(usage.input_tokens_details, reading)
-        written = openai_parts.details(usage.output_tokens_details, reading)
+        read = parts.details(usage.input_tokens_details, reading)
+        written = parts.details(usage.output_tokens_details, reading)
         short, long = _cache_writes(read, self._long_cache)
         found = {
             "input": usage.input_tokens,
@@ -385,7 +385,7 @@ class ResponsesReader(Stream):
             "reasoning": written.reasoning_tokens,
             "web_searches": _searches(response, items),
         }
-        openai_parts.take_usage(reading, found, openai_parts.cost_of(raw))
+        parts.take_usage(reading, found, parts.cost_of(raw))
 
 
 def _cache_writes(details: Details, long_cache: bool) -> tuple[int, int]:
@@ -438,8 +438,8 @@ def _pieces(items: list[Body]) -> Iterator[str]:
             if isinstance(item.get(name), dict):
                 yield msgspec.json.encode(item[name]).decode()
         for name in ("content", "summary"):
-            parts = item.get(name)
-            for part in parts if isinstance(parts, list) else ():
+            listed = item.get(name)
+            for part in listed if isinstance(listed, list) else ():
                 for text in (part.get("text"), part.get("refusal")) if isinstance(part, dict) else ():
                     if isinstance(text, str):
                         yield text

@@ -1,4 +1,4 @@
-"""What OpenAI's wire formats have in common: tiers, caches, tools, content parts, usage that includes its details."""
+"""What several wire formats have in common: what is refused, content parts, URLs, tiers, caches, usage with details."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import msgspec
 from goosestack.errors import Unsupported
 from goosestack.wire import ROUTING, Body, Media, Reading, body as fields
 
-_TIERS = {"auto": "standard", "default": "standard", "flex": "flex", "priority": "priority", "fast": "priority"}
+TIERS = {"auto": "standard", "default": "standard", "flex": "flex", "priority": "priority", "fast": "priority"}
+"""The tiers by the names that requests and answers have for them."""
 _SENT_TIERS = {"standard": "default", "flex": "flex", "priority": "priority"}
-REPORTED_TIERS = {"auto": "standard", "default": "standard", "flex": "flex", "priority": "priority", "fast": "priority"}
+REPORTEDTIERS = {"auto": "standard", "default": "standard", "flex": "flex", "priority": "priority", "fast": "priority"}
 
 CLIENT_TOOLS = frozenset(("function", "custom"))
 """Tools that the caller runs."""
@@ -45,7 +46,7 @@ def service_tier(body: Body) -> str:
     """The tier that the request will be priced at; what is sent upstream is always set, since an absent one means
     whatever the operator's project defaults to."""
     asked = fields.string(body, "service_tier") or "auto"
-    tier = _TIERS.get(asked)
+    tier = TIERS.get(asked)
     if tier is None:
         raise fields.invalid("service_tier", "must be auto, default, flex or priority")
     body["service_tier"] = _SENT_TIERS[tier]
@@ -151,12 +152,12 @@ def is_public_url(url: str) -> bool:
     if not url.isprintable() or " " in url or "\\" in url:  # parsers differ on what these mean
         return False
     try:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
+        split = urlsplit(url)
+        host = split.hostname or ""
     except ValueError:
         return False
     public = _PUBLIC_HOST.fullmatch(host) is not None and not host.rstrip(".").endswith(_PRIVATE_ENDS)
-    return parts.scheme == "https" and public
+    return split.scheme == "https" and public
 
 
 def shown(kind: object) -> str:
