@@ -152,10 +152,10 @@ def list_users(tx: Tx) -> list[dict[str, object]]:
 
 
 def funds(tx: Tx, user_id: str) -> dict[str, int]:
-    """A user's credits: `balance_cents`, `held_cents` (rounded up), `available_cents` (rounded down)."""
-    balance, held, available = tx.execute(
-        "SELECT balance, (held + grain - 1) / grain, (balance * grain + carry - held) / grain"
+    """A user's credits: `balance_cents`, `held_cents` (rounded up), `available_cents` (rounded down), `debt_cents`."""
+    balance, held, available, debt = tx.execute(
+        "SELECT balance, (held + grain - 1) / grain, (balance * grain + carry - held) / grain, debt"
         " FROM accounts WHERE user_id = ? AND unit = 'usd_cents' AND ref = ''",
         (user_id,),
     ).fetchone()
-    return {"balance_cents": balance, "held_cents": held, "available_cents": available}
+    return {"balance_cents": balance, "held_cents": held, "available_cents": available, "debt_cents": debt}

@@ -256,6 +256,7 @@ def _usage(
         "balance_usd": _usd(funds["balance_cents"]),
         "held_cents": funds["held_cents"],
         "available_cents": funds["available_cents"],
+        "debt_cents": funds["debt_cents"],
         "pro": False,
         "pro_until": accounts.pro_until(tx, caller.user_id),
         "usage_30d": usage.by_model(tx, caller.user_id, start, until),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from goosestack import pricing, upstream
-from goosestack.errors import InsufficientFunds, Invalid, Problem, Unsupported
+from goosestack.errors import InDebt, InsufficientFunds, Invalid, Problem, Unsupported
 from goosestack.http import Broken, Client, Lost, NotSent
 from goosestack.logs import redact
 from goosestack.pricing import Demand, Model, Terms
@@ -155,8 +155,15 @@ def insufficient(made: Bid, policy: Policy, today: str, available: int) -> Insuf
     )
 
 
-def penniless(policy: Policy) -> InsufficientFunds:
-    """The refusal of whoever has nothing at all."""
+def in_debt(policy: Policy, debt: int) -> InDebt:
+    """The refusal of whoever owes something, in cents."""
+    return InDebt(debt=f"${Decimal(debt).scaleb(-2):.2f}", where=where_to_pay(policy.public_url))
+
+
+def penniless(policy: Policy, debt: int) -> Problem:
+    """The refusal of whoever has nothing at all, or less than that (`debt` cents)."""
+    if debt:
+        return in_debt(policy, debt)
     nothing, something = _dollars(0, up=False), _dollars(1, up=True)
     where = where_to_pay(policy.public_url)
     return InsufficientFunds(required=something, available=nothing, affordable="", where=where)

@@ -173,6 +173,15 @@ class InsufficientFunds(Problem):
     retry = False
 
 
+class InDebt(Problem):
+    """A payment of this account was taken back after its credits were spent: {debt} is owed, and nothing new is
+    admitted. What is topped up pays that first. {where}"""
+
+    status, type = 402, "insufficient_credits"
+    openai, anthropic = ("insufficient_quota", "insufficient_balance"), "billing_error"
+    retry = False
+
+
 class StoreUnavailable(Problem):
     """The ledger cannot be written just now; nothing was sent and nothing was charged."""
 

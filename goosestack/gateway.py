@@ -181,7 +181,7 @@ def _require_funds_for_large(gateway: Gateway, caller: Principal, scope: Scope) 
     if declared is None or declared > THREAD_ABOVE_BYTES:
         available = gateway.store.peek(ledger.left_in, caller.account_id)
         if available <= 0:
-            raise bidding.penniless(gateway.policy)
+            raise bidding.penniless(gateway.policy, gateway.store.peek(ledger.owed_by, caller.account_id))
 
 
 async def read_body(

@@ -143,6 +143,7 @@ class Relay:
         self.gone = False
         self._day = desk.now()[:10]
         self._reader = wire.reader(bid.call, keep_text=desk.tokenizer.installed and bid.account_id is not None)
+        self._debt = 0
         self._reason = ""
         self._exchange = Exchange()
         self._status: int | None = None
@@ -178,6 +179,8 @@ class Relay:
     async def _authorize(self) -> None:
         bid, desk = self.bid, self.desk
         available = await self._hold(bid.at_most)
+        if self.held is None and self._debt:
+            raise bidding.in_debt(desk.policy, self._debt)
         if self.held is None and available > 0:
             await bidding.tighten(bid, desk.policy, desk.tokenizer, desk.client, self._day, available)
             available = await self._hold(bid.at_least)
@@ -201,7 +204,7 @@ class Relay:
 
         def note(answer: Authorized) -> None:
             nonlocal available
-            self.held, available = answer.held, answer.available
+            self.held, available, self._debt = answer.held, answer.available, answer.debt
 
         await surely(desk.store.write(ledger.authorize, hold, at_least, bid.at_most, born_at(self.id)), note)
         return available

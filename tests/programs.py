@@ -123,7 +123,9 @@ async def trade(path: Path) -> None:
 
     def open_accounts(tx: Tx) -> list[int]:
         for user in USERS:
-            tx.execute("INSERT INTO users VALUES (?, ?, NULL, NULL, ?) ON CONFLICT DO NOTHING", (user, user, NOW))
+            tx.execute(
+                "INSERT INTO users (id, email, created_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", (user, user, NOW)
+            )
         return [ledger.open_account(tx, user, "usd_cents", NOW) for user in USERS]
 
     accounts = await store.write(open_accounts)

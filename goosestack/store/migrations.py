@@ -121,4 +121,22 @@ MIGRATIONS: tuple[str, ...] = (
         SELECT user_id, balance AS balance_cents, updated_at
         FROM accounts WHERE unit = 'usd_cents' AND ref = '';
     """,
+    """
+    -- Debt: what must still be taken back of what was posted for a ref, because it had been spent (units).
+    ALTER TABLE accounts ADD COLUMN debt INTEGER NOT NULL DEFAULT 0 CHECK (debt >= 0);
+    ALTER TABLE entries ADD COLUMN cause TEXT;
+    CREATE INDEX entries_by_cause ON entries (cause) WHERE cause IS NOT NULL;
+
+    CREATE TABLE dues (
+        seq        INTEGER PRIMARY KEY,
+        ref        TEXT NOT NULL UNIQUE,
+        account_id INTEGER NOT NULL REFERENCES accounts (id),
+        kind       TEXT NOT NULL,
+        target     INTEGER NOT NULL CHECK (target >= 0),
+        posted     INTEGER NOT NULL DEFAULT 0,
+        entries    INTEGER NOT NULL DEFAULT 0,
+        CHECK (posted >= target)
+    ) STRICT;
+    CREATE INDEX dues_owed ON dues (account_id, seq) WHERE posted > target;
+    """,
 )
