@@ -34,6 +34,7 @@ from goosestack.http import Client
 from goosestack.limits import RateLimit
 from goosestack.logs import Log
 from goosestack.metrics import Metrics
+from goosestack.payers import CreditFunding
 from goosestack.relay import Limits
 from goosestack.store.sqlite import Lock, SqliteStore, refuse_if_exposed, sqlite_warning
 from goosestack.tokenizer import Tokenizer
@@ -161,10 +162,12 @@ async def running(config: Config) -> AsyncIterator[Parts]:
         try:
             process_id = await open_books(store, log)
             client = Client()
+            policy = policy_of(config)
             gateway = Gateway(
                 store=store,
                 process_id=process_id,
                 identifiers=(Keys(store),),
+                fundings=(CreditFunding(policy.terms, policy.public_url),),
                 upstreams=Upstreams(providers, book),
                 client=client,
                 rate_limit=RateLimit(config.rate_limit_max_requests, config.rate_limit_window / 1000, "key"),
@@ -172,7 +175,7 @@ async def running(config: Config) -> AsyncIterator[Parts]:
                 tokenizer=Tokenizer(tokenizer_folder(config)),
                 metrics=metrics,
                 log=log,
-                policy=policy_of(config),
+                policy=policy,
                 limits=limits_of(config),
                 now=utc_now,
             )

@@ -19,6 +19,7 @@ from goosestack.auth import Identifier, identify, provider_key
 from goosestack.bidding import THREAD_ABOVE_BYTES
 from goosestack.ledger import Charge
 from goosestack.limits import RateLimit
+from goosestack.payers import Funding, Payer, Shortage, where_to_pay
 from goosestack.relay import Desk, Relay
 from goosestack.store import Tx
 from goosestack.stream import Deadline
@@ -33,6 +34,8 @@ class Gateway(Desk):
     """What `relay` works with, handed over by `app`."""
 
     identifiers: Sequence[Identifier]
+    fundings: Sequence[Funding]
+    """Who pays, in the order in which they are asked."""
     rate_limit: RateLimit
     """Per key."""
     strangers: RateLimit
@@ -54,6 +57,10 @@ class Gateway(Desk):
         if self.stopping:
             raise errors.ShuttingDown()
         return await self.rate_limit.hit(caller.key_id)
+
+    def payers(self, caller: Principal) -> list[Payer]:
+        """Whom the caller can have a request paid by, in the order in which they are asked."""
+        return [payer for funding in self.fundings if (payer := funding.payer(caller)) is not None]
 
     def make_room(self, caller: Principal, headers: dict[str, str]) -> None:
         """Raise where no relay may begin now: asked before the body is read, and again when the relay is made, since
@@ -129,8 +136,9 @@ async def relay(gateway: Gateway, wire: Wire, scope: Scope, receive: Receive) ->
     own_key = provider_key(scope["headers"])
     if own_key is not None:
         require_pro(caller, gateway)
+    payers = gateway.payers(caller)
     if own_key is None and not wire.free:
-        _require_funds_for_large(gateway, caller, scope)
+        _require_funds_for_large(gateway, payers, scope)
     raw = await read_body(gateway, scope, receive, owner=caller.user_id)
     try:
         call = await _parse(wire, raw, own_key=own_key is not None)
@@ -140,7 +148,7 @@ async def relay(gateway: Gateway, wire: Wire, scope: Scope, receive: Receive) ->
             wire,
             call,
             _vendor_headers(scope) if wire.dialect == "anthropic" else {},
-            account_id=caller.account_id,
+            payers=payers,
             own_key=own_key,
             today=gateway.now()[:10],
             query=scope.get("query_string", b"").decode("latin-1"),
@@ -156,7 +164,7 @@ def require_pro(caller: Principal, gateway: Gateway) -> None:
     """Only Pro brings a key of its own; a lapsed plan is never quietly charged to credits."""
     until = gateway.store.peek(pro_until, caller.user_id)
     if until is None or until <= gateway.now():
-        raise errors.NotPro(where=bidding.where_to_pay(gateway.policy.public_url))
+        raise errors.NotPro(where=where_to_pay(gateway.policy.public_url))
 
 
 async def _parse(wire: Wire, raw: bytes, *, own_key: bool) -> Call:
@@ -175,13 +183,19 @@ def _vendor_headers(scope: Scope) -> dict[str, str]:
     return found
 
 
-def _require_funds_for_large(gateway: Gateway, caller: Principal, scope: Scope) -> None:
+def _require_funds_for_large(gateway: Gateway, payers: Sequence[Payer], scope: Scope) -> None:
     """Whoever has nothing is not read at length: the room for bodies is for those who can pay for an answer."""
     declared = next((int(value) for name, value in scope["headers"] if name == b"content-length"), None)
-    if declared is None or declared > THREAD_ABOVE_BYTES:
-        available = gateway.store.peek(ledger.left_in, caller.account_id)
-        if available <= 0:
-            raise bidding.penniless(gateway.policy, gateway.store.peek(ledger.owed_by, caller.account_id))
+    if declared is not None and declared <= THREAD_ABOVE_BYTES:
+        return
+    refusal: errors.Problem | None = None
+    for payer in payers:
+        found = gateway.store.peek(payer.look)
+        if found.available > 0 and not found.debt:
+            return
+        refusal = payer.refuse(Shortage(1, max(0, found.available), None, found.debt))
+    if refusal is not None:
+        raise refusal
 
 
 async def read_body(

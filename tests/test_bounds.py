@@ -22,7 +22,8 @@ from hypothesis import example, given, settings
 from goosestack import bidding, pricing
 from goosestack.bidding import Bid, Policy
 from goosestack.http import Client
-from goosestack.pricing import Model
+from goosestack.payers import Credits
+from goosestack.pricing import Model, Terms
 from goosestack.tokenizer import Tokenizer
 from goosestack.upstream import Provider, Upstreams
 from goosestack.wire import Media, Wire, body as fields, media
@@ -174,7 +175,8 @@ def true_input(body: dict[str, Any]) -> int:
 def bid(wire: Wire, body: dict[str, Any]) -> Bid:
     """What the gate makes of a body."""
     call = wire.parse(fields.parse(fields.encode(body)), own_key=False)
-    return asyncio.run(bidding.bid(UPSTREAMS, Policy(), wire, call, {}, account_id=1, own_key=None, today=TODAY))
+    alice = Credits(1, Terms())
+    return asyncio.run(bidding.bid(UPSTREAMS, Policy(), wire, call, {}, payers=[alice], own_key=None, today=TODAY))
 
 
 @FEWER

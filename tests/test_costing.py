@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from goosestack import bidding, costing, pricing
 from goosestack.bidding import Bid, Policy
 from goosestack.ledger import Charge
+from goosestack.payers import Credits
 from goosestack.pricing import Terms, Usage
 from goosestack.upstream import Provider, Upstreams
 from goosestack.wire import Reading, body as fields
@@ -40,18 +41,21 @@ def bid(model: str = "gpt-4o", *, text: str = "hello " * 100, terms: Terms = Ter
     """A bid for a chat with at most 1,000 output tokens."""
     body = {"model": model, "max_tokens": 1000, "messages": [{"role": "user", "content": text}], **more}
     call = OpenAIChat().parse(fields.parse(fields.encode(body)), own_key=False)
-    policy = Policy(terms=terms)
-    return asyncio.run(bidding.bid(UPSTREAMS, policy, OpenAIChat(), call, {}, account_id=1, own_key=None, today=TODAY))
+    alice = Credits(1, terms)
+    return asyncio.run(
+        bidding.bid(UPSTREAMS, Policy(), OpenAIChat(), call, {}, payers=[alice], own_key=None, today=TODAY)
+    )
 
 
 def own_key_bid() -> Bid:
     """A bid that its caller pays the provider for."""
     made = bid()
-    return replace(made, offer=replace(made.offer, model=None), account_id=None, own_key=True)
+    return replace(made, offer=replace(made.offer, model=None), payer=None, own_key=True)
 
 
 def cost(made: Bid, reading: Reading, usage: Usage, terms: Terms = Terms()) -> Charge:  # noqa: B008
-    return costing.charge(made, reading, usage, BOOK, terms, TODAY)
+    payer = None if made.payer is None else Credits(1, terms)
+    return costing.charge(replace(made, payer=payer), reading, usage, BOOK, TODAY)
 
 
 # --- reports that can be believed, and others -----------------------------------------------------------------
