@@ -25,8 +25,10 @@ import uvicorn
 import uvloop
 
 from goosestack import __version__, accounts, admin, app, config as settings, pricing, tokenizer, upstream
+from goosestack.cashier import Cashier
 from goosestack.config import Config
 from goosestack.errors import Refusal
+from goosestack.store import Store
 
 EXIT_REFUSED = 78
 KEEP_ALIVE_S = 75
@@ -319,12 +321,21 @@ def _download(address: str) -> bytes:
 def ask(verb: str, **args: object) -> Any:
     """Run a verb, in the daemon where one runs; its failure ends the command."""
     config = load()
+
+    def cashier(store: Store) -> Cashier | None:
+        till = app.till_of(config) if verb in ("stripe_reconcile", "stripe_setup") else None
+        return None if till is None else app.cashier_of(config, store, till, _say_alert)
+
     try:
         with _refusals():
-            return asyncio.run(admin.call(config.db_path, verb, args, app.utc_now))
+            return asyncio.run(admin.call(config.db_path, verb, args, app.utc_now, cashier))
     except admin.VerbError as error:
         click.echo(f"goosestack: {error}", err=True)
         sys.exit(1)
+
+
+def _say_alert(kind: str, **facts: object) -> None:
+    click.echo(f"goosestack: {kind}: {', '.join(map(str, facts.values()))}", err=True)
 
 
 def _print(answer: Any, as_json: bool, text: str) -> None:
@@ -441,6 +452,52 @@ def credit_show(user_name: str, as_json: bool) -> None:
         f"balance {funds['balance_cents']}  held {funds['held_cents']}  available {funds['available_cents']}  (cents)"
     )
     _print(funds, as_json, text)
+
+
+# --- Stripe ---------------------------------------------------------------------------------------------------
+
+
+@main.group("stripe")
+def stripe_group() -> None:
+    """Credits and Pro, sold through Stripe."""
+
+
+@stripe_group.command("setup")
+@click.option("--again", is_flag=True, help="Make another endpoint where there is one: to replace its secret.")
+@JSON
+def stripe_setup(again: bool, as_json: bool) -> None:
+    """Make the webhook endpoint at Stripe, under PUBLIC_URL, with all events. Prints its secret, once."""
+    config = load()
+    if config.public_url is None:
+        click.echo("goosestack: set PUBLIC_URL first: Stripe must know where to send its events", err=True)
+        sys.exit(1)
+    made = ask("stripe_setup", url=f"{config.public_url}/billing/webhook", again=again)
+    _print(
+        made, as_json, f"{made['id']} sends {len(made['events'])} kinds of events to {made['url']}\n{made['secret']}"
+    )
+
+
+@stripe_group.command("reconcile")
+@JSON
+def stripe_reconcile(as_json: bool) -> None:
+    """Pull what Stripe has since the last run. Exit code 1 where anything differed or waits for review."""
+    done = ask("stripe_reconcile")
+    lines = [*done["changes"], *(f"review: {each}" for each in done["review"])]
+    lines.append(f"{done['objects']} objects, {len(done['changes'])} differences, {len(done['review'])} to review")
+    _print(done, as_json, "\n".join(lines))
+    sys.exit(1 if done["changes"] or done["review"] else 0)
+
+
+@stripe_group.command("reviews")
+@click.option("--done", "event", metavar="EVENT", help="This event has been looked at.")
+@JSON
+def stripe_reviews(event: str | None, as_json: bool) -> None:
+    """List the events that did not fit the books, and granted nothing."""
+    if event is not None:
+        ask("stripe_reviewed", event=event)
+    found = ask("stripe_reviews")
+    text = "\n".join(f"{one['received_at']}  {one['id']}  {one['type']}  {one['reason']}" for one in found)
+    _print(found, as_json, text or "nothing to review")
 
 
 # --- books, backup, restore -----------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """The ledger once more, in plain Python, as its rules are written and not as its code is: it predicts every answer.
 
 An account is three sums (what was entered, what was charged, what is held), its unit, and what is to be taken back of
-what was entered for a ref; everything else follows. The balance bills the charges rounded up, the carry is what that rounding took too much, available is what nobody has a
-claim on. `Twin` puts the same question to the model and to the real SQL, and fails where they differ.
+what was entered for a ref; everything else follows. The balance bills the charges rounded up, the carry is what that
+rounding took too much, available is what nobody has a claim on. `Twin` puts the same question to the model and to the
+real SQL, and fails where they differ.
 """
 
 from __future__ import annotations
