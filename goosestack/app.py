@@ -88,8 +88,8 @@ ROUTES: tuple[tuple[str, str, str], ...] = (
     ("GET", "/metrics", "metrics"),
 )
 """Our own endpoints: method, path, and the method of `Api`, or under `/billing` of `Billing`, that answers. The wire
-formats' routes are in `WIRES`; theirs and those of models also answer without `/v1`, and, since clients append it twice,
-with two of it."""
+formats' routes are in `WIRES`; theirs and those of models also answer without `/v1`, and with two of it, since clients
+append it twice."""
 
 JOBS: tuple[tuple[str, float], ...] = (
     ("tick", 1.0),

@@ -201,8 +201,9 @@ class Billing:
         except (errors.Problem, Unreadable, UnicodeDecodeError):
             await self.failures.hit(request.scope["state"]["address"])
             raise errors.NotAccepted() from None
-        outcome = await self.take(event, text)
-        return JSONResponse({"received": True, "outcome": outcome})
+        if event.type in stripe_facts.EVENTS:
+            await self.take(event, text)
+        return JSONResponse({"received": True})
 
     async def take(self, event: Event, body: str) -> str:
         """Take an event whose origin is proved; see `inbox.receive`. One that cannot be understood, or whose effect the

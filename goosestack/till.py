@@ -186,7 +186,7 @@ class StripeTill:
         stripe = self._stripe
         try:
             answer = await call(params=dict(params), options={} if key is None else {"idempotency_key": key})
-            plain = answer.to_dict()
+            plain = answer.last_response.data  # as it came: the library makes other things of some of its fields
         except stripe.CardError as error:
             raise Declined(error.code or "card_declined", _failed_intent(error.json_body)) from None
         except stripe.StripeError as error:
