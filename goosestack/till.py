@@ -39,7 +39,7 @@ class TillError(Exception):
     def __init__(self, text: str, code: str | None = None, param: str | None = None, *, certain: bool = False) -> None:
         super().__init__(text)
         self.code, self.param, self.certain = code, param, certain
-        """`certain`: it was refused, and will be refused again."""
+        """`certain`: Stripe has answered, and would answer the same again (a 500 may all the same have had its effect)."""
 
 
 class Declined(TillError):
@@ -190,7 +190,7 @@ class StripeTill:
         except stripe.CardError as error:
             raise Declined(error.code or "card_declined", _failed_intent(error.json_body)) from None
         except stripe.StripeError as error:
-            certain = isinstance(error, stripe.InvalidRequestError | stripe.IdempotencyError)
+            certain = error.http_status is not None and error.http_status not in (409, 429)
             param = getattr(error, "param", None)
             raise TillError(
                 f"{type(error).__name__} {error.code or ''}".strip(), error.code, param, certain=certain

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from goosestack.store.sqlite import connect_read_only
 from tests.asking import Reply, ask
@@ -12,6 +15,15 @@ from tests.tills import KEY, SECRET, Till
 from tests.world import Customer, World
 
 PUBLIC = "https://llm.example.com"
+
+
+def make_price(till: Till, cents: int) -> str:
+    """A monthly price at the fake Stripe, as an operator makes one; its id."""
+    given = {"currency": "usd", "unit_amount": str(cents), "recurring[interval]": "month", "product_data[name]": "Pro"}
+    headers = {"authorization": f"Bearer {KEY}"}
+    request = urllib.request.Request(f"{till.url}/v1/prices", urlencode(given).encode(), headers)
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return str(json.loads(answer.read())["id"])
 
 
 @dataclass(slots=True)
@@ -22,11 +34,11 @@ class Shop:
     till: Till
 
     @classmethod
-    def open(cls, folder: Path, **settings: str) -> Shop:
-        """Start all three, in an empty folder."""
-        till = Till.start(folder)
-        sells = {"STRIPE_SECRET_KEY": KEY, "STRIPE_WEBHOOK_SECRET": SECRET, "STRIPE_API_BASE": till.url}
-        world = World.create(folder, **{**sells, "PUBLIC_URL": PUBLIC, **settings})
+    def open(cls, folder: Path, *, till: Till | None = None, **settings: str) -> Shop:
+        """Start all three, in an empty folder; or before a till that runs."""
+        till = till or Till.start(folder)
+        sells: dict[str, Any] = {"STRIPE_SECRET_KEY": KEY, "STRIPE_WEBHOOK_SECRET": SECRET, "PUBLIC_URL": PUBLIC}
+        world = World.create(folder, **{**sells, "STRIPE_API_BASE": till.url, **settings})
         till.send_webhooks_to(f"{world.url}/billing/webhook")
         return cls(world, till)
 
@@ -34,6 +46,11 @@ class Shop:
         """Start the daemon again, which gets another port."""
         self.world.daemon.start()
         self.till.send_webhooks_to(f"{self.world.url}/billing/webhook")
+
+    def pro_until(self, customer: Customer) -> str | None:
+        """Until when the customer is Pro."""
+        until: str | None = ask(self.world, "GET", "/v1/usage", key=customer.key).json()["pro_until"]
+        return until
 
     def close(self) -> None:
         """Stop all three; the books are checked."""
