@@ -95,7 +95,7 @@ JOBS: tuple[tuple[str, float], ...] = (
     ("tick", 1.0),
     ("journal", 2.0),
     ("check", 300.0),
-    ("top_up", 10.0),
+    ("top_up", 5.0),
     ("deliver", 2.0),
     ("watch_balances", 30.0),
 )

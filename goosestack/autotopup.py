@@ -99,7 +99,7 @@ def _failures(tx: Tx, user_id: str, since: str) -> list[tuple[str, str]]:
     since then ends the row."""
     rows = tx.execute(
         "SELECT kind, status, failure, created_at FROM payments WHERE user_id = ? AND kind IN ('auto', 'credits')"
-        " AND created_at > ? ORDER BY id DESC LIMIT 20",
+        " AND created_at > ? ORDER BY created_at DESC, id DESC LIMIT 20",
         (user_id, since),
     ).fetchall()
     found: list[tuple[str, str]] = []

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -16,7 +16,7 @@ from goosestack.ledger import LedgerError
 from goosestack.notices import later, tell
 from goosestack.payments import Payment, Terms
 from goosestack.store import Store, Tx
-from goosestack.stripe_facts import EVENTS, Checkout, Intent, News, Unreadable
+from goosestack.stripe_facts import EVENTS, Checkout, Event, Intent, News, Unreadable
 from goosestack.till import SOURCES, Declined, Till, TillError
 
 OVERLAP_S = 30 * 86_400
@@ -27,6 +27,7 @@ FORGOTTEN_S = 20 * 3_600
 CHUNK = 200
 """How much is written at once: other writers wait meanwhile."""
 
+Told = tuple[Event, Sequence[News], str]
 Sell = Callable[[str, int, None], Awaitable[Payment]]
 
 
@@ -136,14 +137,16 @@ class Cashier:
         since = await self.store.read(_last_run)
         try:
             news, review = await self._pull(since)
-            changes, doubts = await self._absorb(news)
-            await self._take_events(max(0, since - EVENTS_OVERLAP_S))
+            events = await self._pull_events(max(0, since - EVENTS_OVERLAP_S))
         except TillError as error:
             raise CashierError(f"Stripe could not be asked: {error}") from error
+        news += [each for _, said, _ in events for each in said]
+        changes, doubts = await self._absorb(sorted(news, key=_order))
+        await self._take_events(events)
         waiting = await self.store.read(inbox.to_review)
         await self.store.write(_note_run, _seconds(started))
         review += [*doubts, *(f"{event['id']} ({event['type']}): {event['reason']}" for event in waiting)]
-        return {"since": since, "objects": len(news), "changes": changes, "review": review}
+        return {"since": since, "objects": len(news), "changes": changes, "review": sorted(set(review))}
 
     async def _pull(self, since: int) -> tuple[list[News], list[str]]:
         news: list[News] = []
@@ -158,15 +161,14 @@ class Cashier:
                     news += stripe_facts.read_object(found, _seconds(self.now()))
                 except Unreadable as error:
                     review.append(f"{found.get('id')}: {error}")
-        news.sort(key=_order)
         return news, review
 
     async def _absorb(self, news: Sequence[News]) -> tuple[list[str], list[str]]:
         """All facts first, then what follows from them: nothing is taken back for want of what comes a moment later."""
         doubts: list[str] = []
-        touched = Touched()
+        touched, quiet = Touched(), replace(self.terms, notify=False)  # the events themselves tell what they tell
         for chunk in _chunks(news):
-            some, more = await self.store.write(inbox.absorb, chunk, self.terms, self.now())
+            some, more = await self.store.write(inbox.absorb, chunk, quiet, self.now())
             touched.payments |= some.payments
             touched.subscriptions |= some.subscriptions
             doubts += more
@@ -182,18 +184,28 @@ class Cashier:
             doubts += more
         return changes, doubts
 
-    async def _take_events(self, since: int) -> None:
+    async def _pull_events(self, since: int) -> list[Told]:
+        """The events that say something, as they would have been told, with what they say."""
+        events: list[Told] = []
         async for found in self.till.pull("events", since):
             try:
                 event = stripe_facts.event_of(found)
             except Unreadable:
-                continue  # no event that could be told of
-            if event.type not in EVENTS:
-                continue
-            body = json.dumps(found, separators=(",", ":"))
+                continue  # nothing that could be told of
+            if event.type in EVENTS:
+                body = json.dumps(found, separators=(",", ":"))
+                try:
+                    events.append((event, stripe_facts.read(event), body))
+                except Unreadable as error:
+                    await self.store.write(inbox.keep_for_review, event, body, str(error), self.terms, self.now())
+        return events
+
+    async def _take_events(self, events: Sequence[Told]) -> None:
+        """Into the inbox with those that never came."""
+        for event, said, body in events:
             try:
-                await self.store.write(inbox.receive, event, stripe_facts.read(event), body, self.terms, self.now())
-            except (Unreadable, LedgerError) as error:
+                await self.store.write(inbox.receive, event, said, body, self.terms, self.now())
+            except LedgerError as error:
                 await self.store.write(inbox.keep_for_review, event, body, str(error), self.terms, self.now())
 
     # --- the webhook ---

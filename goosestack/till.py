@@ -39,7 +39,7 @@ class TillError(Exception):
     def __init__(self, text: str, code: str | None = None, param: str | None = None, *, certain: bool = False) -> None:
         super().__init__(text)
         self.code, self.param, self.certain = code, param, certain
-        """`certain`: Stripe has answered, and would answer the same again (a 500 may all the same have had its effect)."""
+        """`certain`: Stripe has answered, and would answer the same again. A 500 may have had its effect all the same."""
 
 
 class Declined(TillError):

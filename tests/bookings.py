@@ -40,10 +40,10 @@ class Bookings:
         assert ledger.check(self.db, full=True).wrong == []
         self.db.close()
 
-    def sold(self, amount: int = 1000, granted: int | None = None, id: str | None = None) -> Payment:
+    def sold(self, amount: int = 1000, granted: int | None = None, id: str | None = None, now: str = NOW) -> Payment:
         """A purchase of credits, just begun."""
         granted = amount if granted is None else granted
-        return payments.add(self.db, self.alice, "credits", amount, granted, None, self.terms, NOW, id)
+        return payments.add(self.db, self.alice, "credits", amount, granted, None, self.terms, now, id)
 
     def sold_pro(self, price: str | None = None) -> Payment:
         """A purchase of Pro, just begun."""
