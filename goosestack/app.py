@@ -232,17 +232,8 @@ async def running(config: Config) -> AsyncIterator[Parts]:
             signups = RateLimit(config.signups_per_hour, 3600, "signup") if config.signup == "open" else None
             health = Health(checked_at=utc_now())
             till = till_of(config)
-            billing = Billing(gateway, shop_of(config), till)
-            parts = Parts(
-                config,
-                store,
-                gateway,
-                Api(gateway, health, signups, config.admin_token),
-                health,
-                billing,
-                None if till is None else cashier_of(config, store, till, gateway.alert, billing.sell),
-                notifier_of(config, store, client),
-            )
+            api = Api(gateway, health, signups, config.admin_token)
+            parts = Parts(config, store, gateway, api, health, *selling(config, gateway, till, client))
             async with _beside(parts):
                 # what is loaded now lives as long as the process: collecting garbage need not look at it again
                 gc.collect()
@@ -362,8 +353,15 @@ def limits_of(config: Config) -> Limits:
 
 
 def till_of(config: Config) -> StripeTill | None:
-    """The edge to Stripe; None where none is configured."""
-    return None if config.stripe_secret_key is None else StripeTill(config.stripe_secret_key, config.stripe_api_base)
+    """The edge to Stripe; None where none is configured. Raises Refusal."""
+    if config.stripe_secret_key is None:
+        return None
+    try:
+        return StripeTill(config.stripe_secret_key, config.stripe_api_base)
+    except ImportError:
+        raise Refusal(
+            "STRIPE_SECRET_KEY is set, and the package `stripe` is missing: install goosestack[stripe]"
+        ) from None
 
 
 def shop_of(config: Config) -> Shop:
@@ -388,18 +386,23 @@ def shop_of(config: Config) -> Shop:
     )
 
 
+def selling(
+    config: Config, gateway: Gateway, till: Till | None, client: Client
+) -> tuple[Billing, Cashier | None, Notifier | None]:
+    """What sells; what asks Stripe by itself, if there is a till; what tells the operator, if there is an address."""
+    billing, store = Billing(gateway, shop_of(config), till), gateway.store
+    cashier = None if till is None else cashier_of(config, store, till, gateway.alert, billing.sell)
+    url, secret = config.notify_webhook_url, config.notify_webhook_secret
+    notifier = None if url is None else Notifier(store, client, url, secret, utc_now, config.low_balance_cents)
+    return billing, cashier, notifier
+
+
 def cashier_of(
     config: Config, store: Store, till: Till, alert: Callable[..., None], sell: Sell | None = None
 ) -> Cashier:
     """What asks Stripe by itself."""
     shop = shop_of(config)
     return Cashier(store=store, till=till, terms=shop.terms, topups=shop.topups, now=utc_now, alert=alert, sell=sell)
-
-
-def notifier_of(config: Config, store: Store, client: Client) -> Notifier | None:
-    """What tells the operator's own program; None where there is no address."""
-    url, secret = config.notify_webhook_url, config.notify_webhook_secret
-    return None if url is None else Notifier(store, client, url, secret, utc_now, config.low_balance_cents)
 
 
 # --- the application ------------------------------------------------------------------------------------------

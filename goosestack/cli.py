@@ -7,6 +7,7 @@ start.
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import os
 import signal
@@ -155,7 +156,7 @@ async def _serve_demo(config: Config) -> None:
     from goosestack import demo
 
     with tempfile.TemporaryDirectory(prefix="goosestack-demo-") as folder:
-        async with _demo_upstream(demo) as port:
+        async with _demo_upstream(demo) as port, _demo_till(config) as (sells, send_webhooks_to):
             config = replace(
                 config,
                 db_path=Path(folder) / "demo.db",
@@ -165,9 +166,44 @@ async def _serve_demo(config: Config) -> None:
                 anthropic_base_url=f"http://127.0.0.1:{port}",
                 openrouter_api_key=None,
                 litellm_base_url=None,
+                notify_webhook_url=None,
+                **sells,
             )
             made = await _fund_demo(config)
-            await _serve(config, lambda address: click.echo(demo_text(address, made["api_key"])))
+
+            def ready(address: str) -> None:
+                send_webhooks_to(f"{address}/billing/webhook")
+                click.echo(demo_text(address, made["api_key"], sells=bool(sells)))
+
+            await _serve(config, ready)
+
+
+@asynccontextmanager
+async def _demo_till(config: Config) -> AsyncIterator[tuple[dict[str, Any], Callable[[str], None]]]:
+    """A Stripe with play money: the settings that sell there, and who is told where its events go. Nothing is sold
+    where Stripe's library is not installed."""
+    if importlib.util.find_spec("stripe") is None:
+        yield {"stripe_secret_key": None}, lambda url: None
+        return
+    from goosestack.demo import stripe
+
+    key, secret = f"sk_test_{accounts.new_id('')}", f"whsec_{accounts.new_id('')}"
+    till = stripe.Till(secret_key=key, webhook_url=None, webhook_secret=secret)
+    runner, port = await stripe.start(till)
+    home = config.public_url or f"http://127.0.0.1:{config.port or port}"
+    sells = {
+        "stripe_secret_key": key,
+        "stripe_webhook_secret": (secret,),
+        "stripe_pro_price_id": None,
+        "stripe_api_base": f"http://127.0.0.1:{port}",
+        "checkout_success_url": home,
+        "checkout_cancel_url": home,
+        "portal_return_url": home,
+    }
+    try:
+        yield sells, lambda url: till.send_webhooks_to(url, secret)
+    finally:
+        await runner.cleanup()
 
 
 @asynccontextmanager
@@ -190,7 +226,7 @@ async def _fund_demo(config: Config) -> Mapping[str, Any]:
     return made
 
 
-def demo_text(address: str, key: str) -> str:
+def demo_text(address: str, key: str, *, sells: bool) -> str:
     """What `serve --demo` prints: commands to paste."""
     chat = '{"model":"gpt-5.4-mini","messages":[{"role":"user","content":"Hello"}]%s}'
     responses = '{"model":"gpt-5.4-mini","input":"Hello"%s}'
@@ -202,6 +238,12 @@ def demo_text(address: str, key: str) -> str:
             f"curl -N {address}{path} -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' -d '{body}'"
         )
 
+    buy = f"""
+Buy credits with play money, or Pro: open the url of the answer, pay there, and look at what it cost again.
+
+  {curl("/billing/checkout", '{"type":"credits","amount":1000}')}
+  {curl("/billing/checkout", '{"type":"pro"}')}
+"""
     return f"""
 GooseStack is running at {address}, as a demo: every answer is canned, and comes from a built-in upstream, not from a
 model. No account is used anywhere; the database is thrown away at the end.
@@ -232,7 +274,7 @@ Anthropic messages, plain and streamed:
 What it cost:
 
   curl {address}/v1/usage -H 'Authorization: Bearer {key}'
-
+{buy if sells else ""}
 OpenAI SDK:      export OPENAI_BASE_URL={address}/v1 OPENAI_API_KEY={key}
 Anthropic SDK:   export ANTHROPIC_BASE_URL={address} ANTHROPIC_API_KEY={key}
 Claude Code:     export ANTHROPIC_BASE_URL={address} ANTHROPIC_AUTH_TOKEN={key}

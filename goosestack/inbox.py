@@ -70,7 +70,7 @@ def _store(tx: Tx, event: Event, body: str, status: str, reason: str, terms: Ter
     stored = tx.execute(
         "INSERT INTO stripe_events (id, type, created, body, status, reason, received_at) VALUES (?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (id) DO NOTHING",
-        (event.id, event.type, event.created, body, status, reason, now),
+        (event.id, event.type, event.created, "" if status == "ignored" else body, status, reason, now),
     ).rowcount
     if not stored:
         return "repeated"

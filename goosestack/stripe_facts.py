@@ -77,7 +77,7 @@ class Refund:
 
 @dataclass(frozen=True, slots=True)
 class Dispute:
-    """A dispute (`dp_`): what has happened to its money so far, as far as one object tells."""
+    """A dispute (`dp_`): what has happened to its money, as far as one object tells."""
 
     id: str
     intent: str
@@ -117,7 +117,7 @@ class Invoice:
 
 @dataclass(frozen=True, slots=True)
 class Paying:
-    """Which payment paid which invoice."""
+    """Which payment (`intent`) paid which invoice."""
 
     invoice: str
     intent: str
@@ -155,15 +155,11 @@ class Event:
 # --- strict little readers ------------------------------------------------------------------------------------
 
 
-def _is_id(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= 255 and value.isascii() and value.isprintable()
-
-
 def _text(found: Object, name: str) -> str:
     value = found.get(name)
-    if not isinstance(value, str) or not _is_id(value):
-        raise Unreadable(f"`{name}` is no text")
-    return value
+    if isinstance(value, str) and 0 < len(value) <= 255 and value.isascii() and value.isprintable():
+        return value
+    raise Unreadable(f"`{name}` is no text")
 
 
 def _maybe(found: Object, name: str) -> str | None:
@@ -192,9 +188,9 @@ def _count(found: Object, name: str) -> int:
 
 def _flag(found: Object, name: str) -> bool:
     value = found.get(name)
-    if type(value) is not bool:
-        raise Unreadable(f"`{name}` is neither true nor false")
-    return value
+    if value is True or value is False:
+        return value
+    raise Unreadable(f"`{name}` is neither true nor false")
 
 
 def _inner(found: Object, name: str) -> Object:
@@ -348,10 +344,10 @@ def _checkout(found: Object, state: str | None) -> Checkout:
 def _intent(found: Object) -> Intent:
     _of_kind(found, "payment_intent")
     status, error = _text(found, "status"), _inner(found, "last_payment_error")
-    state = {"succeeded": "succeeded", "processing": "processing", "canceled": "canceled"}.get(status)
+    over = status in ("succeeded", "processing", "canceled")
     return Intent(
         id=_text(found, "id"),
-        state=state or ("failed" if error else "open"),
+        state=status if over else "failed" if error else "open",
         amount=_count(found, "amount_received" if status == "succeeded" else "amount"),
         currency=_text(found, "currency"),
         livemode=_flag(found, "livemode"),
@@ -382,10 +378,9 @@ def _dispute(found: Object, state: str) -> Dispute:
     intent = _link(found, "payment_intent")
     if intent is None:
         raise Unreadable("a dispute of no payment")
-    moves = found.get("balance_transactions", [])
-    if not isinstance(moves, list) or not all(isinstance(each, Mapping) for each in moves):
-        raise Unreadable("`balance_transactions` is no list")
-    amounts = [each.get("amount") for each in moves]
+    amounts = [
+        each.get("amount") for each in _items({"moves": {"data": found.get("balance_transactions", [])}}, "moves")
+    ]
     states = {"opened", state}
     states |= {"withdrawn" for amount in amounts if isinstance(amount, int) and amount < 0}
     states |= {"reinstated" for amount in amounts if isinstance(amount, int) and amount > 0}

@@ -39,7 +39,7 @@ class TillError(Exception):
     def __init__(self, text: str, code: str | None = None, param: str | None = None, *, certain: bool = False) -> None:
         super().__init__(text)
         self.code, self.param, self.certain = code, param, certain
-        """`certain`: Stripe has answered, and would answer the same again. A 500 may have had its effect all the same."""
+        """`certain`: Stripe has answered, and would answer so again. A 500 may have had its effect all the same."""
 
 
 class Declined(TillError):
@@ -95,7 +95,7 @@ class Till(Protocol):
 
 
 class StripeTill:
-    """A `Till` at Stripe. Made and closed inside the event loop."""
+    """A `Till` at Stripe. Made and closed inside the event loop. Raises ImportError where its library is missing."""
 
     def __init__(self, api_key: str, api_base: str | None) -> None:
         import stripe

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from goosestack import autotopup, payments
+from goosestack import autotopup, ledger, payments
 from goosestack.notices import later
 from goosestack.payments import Fact, Payment
 from tests.bookings import NOW, Bookings
@@ -50,7 +50,7 @@ def test_one_attempt_is_in_flight_at_a_time(books: Bookings) -> None:
 
 
 def test_nothing_is_charged_above_the_threshold_or_where_it_is_off(books: Bookings) -> None:
-    payments.ledger.post(books.db, books.account, "grant", "g", 500, NOW)
+    ledger.post(books.db, books.account, "grant", "g", 500, NOW)
     assert attempt(books) is None and autotopup.wanted(books.db) == []
     books.spend(1, "r1")
     assert autotopup.wanted(books.db) == [books.alice]

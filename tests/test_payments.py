@@ -12,7 +12,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from goosestack import payments
+from goosestack import ledger, payments
 from goosestack.payments import Fact, Payment, fold
 from goosestack.stripe_facts import Event
 from tests.bookings import CUSTOMER, NOW, Bookings, charge, checkout, dispute, refund
@@ -232,7 +232,7 @@ def test_a_refund_while_holds_are_open_leaves_a_debt_that_what_they_return_pays(
     books.tell("charge.refunded", charge(payment, 1000))
     funds = books.funds()
     assert (funds["balance_cents"], funds["held_cents"], funds["debt_cents"]) == (300, 300, 500)
-    payments.ledger.release(books.db, "r1", "interrupted", NOW)
+    ledger.release(books.db, "r1", "interrupted", NOW)
     funds = books.funds()
     assert (funds["balance_cents"], funds["held_cents"], funds["debt_cents"]) == (0, 0, 200)
     books.tell("checkout.session.completed", checkout(books.sold(2500)))
@@ -317,8 +317,8 @@ def test_a_checkout_that_was_free_grants_nothing(books: Bookings) -> None:
 
 
 def test_what_cannot_be_granted_for_want_of_room_raises_and_changes_nothing(books: Bookings) -> None:
-    payments.ledger.post(books.db, books.account, "grant", "all", 100_000_000_000, NOW)
+    ledger.post(books.db, books.account, "grant", "all", 100_000_000_000, NOW)
     event: Event = books.event("checkout.session.completed", checkout(books.sold()))
-    with pytest.raises(payments.ledger.LedgerError):
+    with pytest.raises(ledger.LedgerError):
         books.receive(event)
     books.db.execute("ROLLBACK TO verb")

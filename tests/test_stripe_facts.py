@@ -48,7 +48,7 @@ def objects() -> dict[str, dict[str, Any]]:
 
 
 GOOD = objects()
-JUNK = st.sampled_from(
+JUNK: st.SearchStrategy[Any] = st.sampled_from(
     [None, True, 0, -1, 1.5, 1 << 60, "", "x", "x" * 300, "\x00", "é", [], [1], [[]], {}, {"data": 1}, {"id": 1}]
 ) | st.recursive(st.none() | st.integers() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=2))
 

@@ -52,6 +52,16 @@ FAMILIES: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ("chat", "responses", "embeddings", "acting"),
         ("server",),
         ("", "__main__"),
+        ("stripe.faults", "stripe.form", "stripe.idempotency"),
+        ("stripe.account",),
+        ("stripe.catalog", "stripe.customers", "stripe.invoices", "stripe.meters", "stripe.returns", "stripe.shapes"),
+        ("stripe.notices", "stripe.payments"),
+        ("stripe.courier", "stripe.subscriptions"),
+        ("stripe.checkout",),
+        ("stripe.routes", "stripe.till"),
+        ("stripe.control", "stripe.pages"),
+        ("stripe.server",),
+        ("stripe", "stripe.__main__"),
     ),
 }
 """The same inside each folder."""
