@@ -110,9 +110,9 @@ class Admin:
         """Pull what Stripe has, through the same fold."""
         return await self._asking_stripe().reconcile()
 
-    async def stripe_setup(self, url: str, again: bool) -> Answer:
+    async def stripe_setup(self, again: bool) -> Answer:
         """Make the webhook endpoint; its secret is told once."""
-        return await self._asking_stripe().set_up(url, again=again)
+        return await self._asking_stripe().set_up(again=again)
 
     async def stripe_reviews(self) -> Answer:
         """The events that a person must look at."""

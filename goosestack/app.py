@@ -402,7 +402,16 @@ def cashier_of(
 ) -> Cashier:
     """What asks Stripe by itself."""
     shop = shop_of(config)
-    return Cashier(store=store, till=till, terms=shop.terms, topups=shop.topups, now=utc_now, alert=alert, sell=sell)
+    return Cashier(
+        store=store,
+        till=till,
+        terms=shop.terms,
+        topups=shop.topups,
+        now=utc_now,
+        alert=alert,
+        sell=sell,
+        public_url=config.public_url,
+    )
 
 
 # --- the application ------------------------------------------------------------------------------------------

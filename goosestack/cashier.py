@@ -46,6 +46,7 @@ class Cashier:
     now: Callable[[], str]
     alert: Callable[..., None]
     sell: Sell | None = None
+    public_url: str | None = None
 
     # --- automatic top-ups ---
 
@@ -204,15 +205,18 @@ class Cashier:
         """Into the inbox with those that never came."""
         for event, said, body in events:
             try:
-                await self.store.write(inbox.receive, event, said, body, self.terms, self.now())
+                await self.store.write(inbox.receive, event, said, body, self.terms, self.now(), again=True)
             except LedgerError as error:
                 await self.store.write(inbox.keep_for_review, event, body, str(error), self.terms, self.now())
 
     # --- the webhook ---
 
-    async def set_up(self, url: str, *, again: bool) -> dict[str, Any]:
+    async def set_up(self, *, again: bool) -> dict[str, Any]:
         """Make the webhook endpoint, with all events, pinned to our API version; its secret is told this once. Raises
         CashierError where there is one already, unless it is to be made `again`."""
+        if self.public_url is None:
+            raise CashierError("PUBLIC_URL is not set: Stripe must know where to send its events")
+        url = f"{self.public_url}/billing/webhook"
         try:
             there = [str(each["id"]) for each in await self.till.endpoints() if each.get("url") == url]
             if there and not again:

@@ -509,11 +509,7 @@ def stripe_group() -> None:
 @JSON
 def stripe_setup(again: bool, as_json: bool) -> None:
     """Make the webhook endpoint at Stripe, under PUBLIC_URL, with all events. Prints its secret, once."""
-    config = load()
-    if config.public_url is None:
-        click.echo("goosestack: set PUBLIC_URL first: Stripe must know where to send its events", err=True)
-        sys.exit(1)
-    made = ask("stripe_setup", url=f"{config.public_url}/billing/webhook", again=again)
+    made = ask("stripe_setup", again=again)
     _print(
         made, as_json, f"{made['id']} sends {len(made['events'])} kinds of events to {made['url']}\n{made['secret']}"
     )

@@ -39,11 +39,15 @@ class Touched:
         return bool(self.payments or self.subscriptions)
 
 
-def receive(tx: Tx, event: Event, news: Sequence[News], body: str, terms: Terms, now: str) -> str:
-    """Take an event, and what it says; `applied`, `ignored`, `review`, or `repeated` where it was taken before."""
+def receive(
+    tx: Tx, event: Event, news: Sequence[News], body: str, terms: Terms, now: str, *, again: bool = False
+) -> str:
+    """Take an event, and what it says; `applied`, `ignored`, `review`, or `repeated` where it was taken before. With
+    `again`, one that waits for review is taken as if it had just come: our books may have learned what it is about."""
     if event.livemode != terms.livemode:
         return _store(tx, event, body, "ignored", "of the other mode", terms, now)
-    if _seen(tx, event.id):
+    seen = tx.execute("SELECT status FROM stripe_events WHERE id = ?", (event.id,)).fetchone()
+    if seen is not None and not (again and seen[0] == "review"):
         return "repeated"
     touched = Touched()
     try:
@@ -62,10 +66,6 @@ def keep_for_review(tx: Tx, event: Event, body: str, reason: str, terms: Terms, 
     return _store(tx, event, body, "review", reason, terms, now)
 
 
-def _seen(tx: Tx, event_id: str) -> bool:
-    return tx.execute("SELECT 1 FROM stripe_events WHERE id = ?", (event_id,)).fetchone() is not None
-
-
 def _store(tx: Tx, event: Event, body: str, status: str, reason: str, terms: Terms, now: str) -> str:
     stored = tx.execute(
         "INSERT INTO stripe_events (id, type, created, body, status, reason, received_at) VALUES (?, ?, ?, ?, ?, ?, ?)"
@@ -73,7 +73,11 @@ def _store(tx: Tx, event: Event, body: str, status: str, reason: str, terms: Ter
         (event.id, event.type, event.created, "" if status == "ignored" else body, status, reason, now),
     ).rowcount
     if not stored:
-        return "repeated"
+        again = tx.execute(
+            "UPDATE stripe_events SET status = ?, reason = ? WHERE id = ? AND status = 'review' AND ? <> 'review'",
+            (status, reason, event.id, status),
+        ).rowcount
+        return status if again else "repeated"
     if status == "review" and terms.notify:
         tell(tx, "review.needed", {"event_id": event.id, "event_type": event.type, "reason": reason}, now)
     return status

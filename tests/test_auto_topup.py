@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -146,6 +148,25 @@ def test_a_charge_whose_answer_is_lost_is_made_once(shop: Shop, kind: str) -> No
     mine = [each for each in made if each["customer"] == customer_id(shop, alice)]
     assert [each["status"] for each in mine] == ["succeeded"]
     assert charged(shop, alice) == ["paid"]
+
+
+def test_a_kill_while_a_card_is_charged_charges_it_once(folder: Path) -> None:
+    shop = Shop.open(folder)
+    try:
+        alice = low(shop)
+        shop.till.delivery(mode="drop")
+        shop.till.fault("hang_after", method="POST", path="/v1/payment_intents", seconds=3)
+        assert shop.ask(alice, "POST", "auto-topup", SETTING).status == 200
+        until(lambda: shop.till.requests(method="POST", path="/v1/payment_intents"), "the charge")
+        shop.world.daemon.program.process.send_signal(signal.SIGKILL)
+        shop.world.daemon.program.process.wait()
+        assert charged(shop, alice) == ["new"]
+        shop.restart()
+        until(lambda: shop.balance(alice) == 1000, "the top-up", 60)
+        made = [each for each in shop.till.objects("payment_intent") if each["metadata"].get("kind") == "auto"]
+        assert [each["status"] for each in made] == ["succeeded"]
+    finally:
+        shop.close()
 
 
 def test_a_card_that_is_declined_is_left_alone_for_an_hour(shop: Shop) -> None:

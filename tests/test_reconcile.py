@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from tests.asking import ask, chat
 from tests.shops import Shop
-from tests.tills import SECRET
-from tests.world import Customer
+from tests.tills import KEY, SECRET
+from tests.world import Customer, World
 
 STATE = (
     "SELECT id, user_id, kind, amount, granted, status, refunded, disputed, failure, checkout_id, intent_id,"
@@ -128,7 +128,7 @@ def test_a_backup_from_before_the_first_purchase_learns_the_customer_again(own_s
     shop.till.deliver(types=["checkout.session.completed"])
     assert shop.balance(alice) == 0, "what we do not know of grants nothing by itself"
     assert {status for _, status, _ in shop.outcomes()} == {"review"}
-    reconcile(shop, differs=True)
+    assert reconcile(shop, differs=True)["review"] == [], "what waited for review is understood now"
     assert state(shop) == before
 
 
@@ -186,9 +186,18 @@ def test_setup_makes_an_endpoint_that_works_and_tells_its_secret_once(own_shop: 
     assert SECRET not in shop.world.daemon.program.text() and made["secret"] not in shop.world.daemon.program.text()
 
 
-def test_without_a_key_there_is_nothing_to_ask(folder: Path) -> None:
-    from tests.world import World
+def test_setup_needs_to_know_where_stripe_finds_us(folder: Path) -> None:
+    pages = dict.fromkeys(("CHECKOUT_SUCCESS_URL", "CHECKOUT_CANCEL_URL"), "https://shop.example.com")
+    world = World.create(
+        folder, STRIPE_SECRET_KEY=KEY, PORTAL_RETURN_URL="https://shop.example.com", **cast(Any, pages)
+    )
+    try:
+        assert "PUBLIC_URL is not set" in world.daemon.command("stripe", "setup", expect=1)
+    finally:
+        world.close()
 
+
+def test_without_a_key_there_is_nothing_to_ask(folder: Path) -> None:
     world = World.create(folder, PUBLIC_URL="https://llm.example.com")
     try:
         assert "STRIPE_SECRET_KEY is not set" in world.daemon.command("stripe", "reconcile", expect=1)
