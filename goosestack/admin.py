@@ -16,7 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from goosestack import accounts, ledger
+from goosestack import accounts, inbox, ledger
+from goosestack.cashier import Cashier, CashierError
 from goosestack.errors import Refusal, StoreUnavailable
 from goosestack.gateway import Gateway
 from goosestack.store import Store, Tx
@@ -44,8 +45,10 @@ class VerbError(Exception):
 class Admin:
     """The verbs, on a store; with the daemon's gateway where there is one, so that a change cuts what it must."""
 
-    def __init__(self, store: Store, now: Callable[[], str], gateway: Gateway | None = None) -> None:
-        self._store, self._now, self._gateway = store, now, gateway
+    def __init__(
+        self, store: Store, now: Callable[[], str], gateway: Gateway | None = None, cashier: Cashier | None = None
+    ) -> None:
+        self._store, self._now, self._gateway, self._cashier = store, now, gateway, cashier
 
     async def call(self, verb: str, args: Mapping[str, Any]) -> Answer:
         """Run a verb by name. Raises VerbError."""
@@ -54,7 +57,7 @@ class Admin:
             raise VerbError(f"there is no verb {verb}")
         try:
             return await method(self, **args)
-        except (accounts.AccountError, ledger.LedgerError) as error:
+        except (accounts.AccountError, ledger.LedgerError, CashierError) as error:
             raise VerbError(str(error)) from error
         except StoreUnavailable as error:
             raise VerbError(f"the database cannot be written: {error.__cause__ or error}") from error
@@ -103,6 +106,29 @@ class Admin:
             await self._store.write(ledger.verify, books, self._now())
         return {"ok": not books.wrong, "accounts": books.accounts, "wrong": books.wrong}
 
+    async def stripe_reconcile(self) -> Answer:
+        """Pull what Stripe has, through the same fold."""
+        return await self._asking_stripe().reconcile()
+
+    async def stripe_setup(self, again: bool) -> Answer:
+        """Make the webhook endpoint; its secret is told once."""
+        return await self._asking_stripe().set_up(again=again)
+
+    async def stripe_reviews(self) -> Answer:
+        """The events that a person must look at."""
+        return await self._store.read(inbox.to_review)
+
+    async def stripe_reviewed(self, event: str) -> Answer:
+        """A person has looked at an event."""
+        if not await self._store.write(inbox.reviewed, event):
+            raise VerbError(f"there is no event {event} to review")
+        return {"id": event, "reviewed": True}
+
+    def _asking_stripe(self) -> Cashier:
+        if self._cashier is None:
+            raise VerbError("STRIPE_SECRET_KEY is not set")
+        return self._cashier
+
 
 VERBS: Mapping[str, Callable[..., Awaitable[Answer]]] = {
     "user_create": Admin.user_create,
@@ -114,13 +140,16 @@ VERBS: Mapping[str, Callable[..., Awaitable[Answer]]] = {
     "credit_grant": Admin.credit_grant,
     "credit_show": Admin.credit_show,
     "check": Admin.check,
+    "stripe_reconcile": Admin.stripe_reconcile,
+    "stripe_setup": Admin.stripe_setup,
+    "stripe_reviews": Admin.stripe_reviews,
+    "stripe_reviewed": Admin.stripe_reviewed,
 }
 
 
 def _set_pro(tx: Tx, user: str, until: str | None) -> Answer:
     user_id = accounts.find_user(tx, user)
-    accounts.set_pro(tx, user_id, until)
-    return {"id": user_id, "pro_until": until}
+    return {"id": user_id, "pro_until": accounts.set_pro(tx, user_id, until)}
 
 
 def _create_key(tx: Tx, user: str, name: str, now: str) -> Answer:
@@ -204,10 +233,17 @@ def _refuse_unusable(database: Path, verb: str) -> None:
     refuse_if_exposed(database)
 
 
-async def call(database: Path, verb: str, args: Mapping[str, Any], now: Callable[[], str]) -> Answer:
+async def call(
+    database: Path,
+    verb: str,
+    args: Mapping[str, Any],
+    now: Callable[[], str],
+    cashier: Callable[[Store], Cashier | None] = lambda store: None,
+) -> Answer:
     """Run a verb, in the daemon where one runs. Raises VerbError, or Refusal where the database is out of reach.
 
-    Only a first user makes a database: any other verb on a path without one was mistyped."""
+    Only a first user makes a database: any other verb on a path without one was mistyped. `cashier` makes what asks
+    Stripe, where no daemon does."""
     _refuse_unusable(database, verb)
     deadline = time.monotonic() + _PATIENCE_S
     while True:
@@ -225,7 +261,12 @@ async def call(database: Path, verb: str, args: Mapping[str, Any], now: Callable
     try:
         store = SqliteStore(database, readers=1)
         try:
-            return await Admin(store, now).call(verb, args)
+            asking = cashier(store)
+            try:
+                return await Admin(store, now, cashier=asking).call(verb, args)
+            finally:
+                if asking is not None:
+                    await asking.till.close()
         finally:
             await store.close()
     finally:

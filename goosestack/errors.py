@@ -158,6 +158,13 @@ class Unsupported(Problem):
     openai, anthropic = ("invalid_request_error", "unsupported_parameter"), "invalid_request_error"
 
 
+class NotAccepted(Problem):
+    """This was not accepted."""
+
+    status, type = 400, "validation_error"
+    openai, anthropic = ("invalid_request_error", None), "invalid_request_error"
+
+
 class ModelNotFound(Problem):
     """The model `{model}` is not sold here{hint}. `GET /v1/models` lists what is."""
 
@@ -180,6 +187,21 @@ class InDebt(Problem):
     status, type = 402, "insufficient_credits"
     openai, anthropic = ("insufficient_quota", "insufficient_balance"), "billing_error"
     retry = False
+
+
+class NotForSale(Problem):
+    """Nothing can be bought here: {reason}"""
+
+    status, type = 503, "billing_unavailable"
+    openai, anthropic = ("service_unavailable_error", "billing_unavailable"), "api_error"
+    retry = False
+
+
+class TillUnavailable(Problem):
+    """The payment provider cannot be asked just now; nothing was charged. Try again in a moment."""
+
+    status, type = 503, "billing_unavailable"
+    openai, anthropic = ("service_unavailable_error", "billing_unavailable"), "api_error"
 
 
 class StoreUnavailable(Problem):

@@ -177,6 +177,17 @@ def bring(tx: Tx, account_id: int, kind: str, ref: str, target: int, now: str) -
     return int(tx.execute("SELECT posted - target FROM dues WHERE ref = ?", (ref,)).fetchone()[0])
 
 
+def has_due(tx: Tx, ref: str) -> bool:
+    """Whether anything was ever posted for `ref` by `bring`."""
+    return tx.execute("SELECT 1 FROM dues WHERE ref = ?", (ref,)).fetchone() is not None
+
+
+def target_of(tx: Tx, ref: str) -> int:
+    """What was to be posted for `ref` when it was last brought to anything; 0 where it never was."""
+    row = tx.execute("SELECT target FROM dues WHERE ref = ?", (ref,)).fetchone()
+    return 0 if row is None else int(row[0])
+
+
 def _post_due(tx: Tx, account_id: int, kind: str, ref: str, amount: int, now: str) -> None:
     number = tx.execute(
         "UPDATE dues SET posted = posted + ?, entries = entries + 1 WHERE ref = ? RETURNING entries", (amount, ref)

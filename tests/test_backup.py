@@ -172,7 +172,13 @@ def test_a_restored_copy_is_served_with_its_open_holds_resolved_and_the_replaced
         assert (done["file"], done["requests"]) == (str(world.daemon.db), 1)
         assert world.daemon.db.stat().st_mode & 0o777 == 0o600
         world.daemon.start()
-        assert world.funds(alice) == {"id": alice.id, "balance_cents": 500, "held_cents": 0, "available_cents": 500}
+        assert world.funds(alice) == {
+            "id": alice.id,
+            "balance_cents": 500,
+            "held_cents": 0,
+            "available_cents": 500,
+            "debt_cents": 0,
+        }
         assert [row["reason"] for row in world.rows(alice)] == ["interrupted"]
         assert ask(world, "POST", "/v1/chat/completions", key=alice.key, body=chat()).status == 200
         world.daemon.program.stop()

@@ -264,7 +264,8 @@ def test_usage_tells_balance_spending_latest_requests_and_keys(used: Used) -> No
     world, alice, ids = used
     shown = usage_of(world, alice.key)
     assert set(shown) == {
-        *("balance_cents", "balance_usd", "held_cents", "available_cents", "pro", "pro_until"),
+        *("balance_cents", "balance_usd", "held_cents", "available_cents", "debt_cents"),
+        *("pro", "pro_until"),
         *("usage_30d", "recent_requests", "next_cursor", "api_keys"),
     }
     assert (shown["balance_cents"], shown["balance_usd"], shown["held_cents"]) == (999, "9.99", 0)

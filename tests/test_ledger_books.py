@@ -92,8 +92,8 @@ SETTLEMENTS = {
 }
 ADDED = {
     "an entry that was never posted": (
-        "INSERT INTO entries SELECT 99, 'ent_x', account_id, kind, 'x', 5, note, created_at, cause"
-        " FROM entries WHERE seq = 1"
+        "INSERT INTO entries SELECT 99, 'ent_x', account_id, kind, 'x', 5, note, created_at, cause FROM entries"
+        " WHERE seq = 1"
     ),
     "a correction of what was charged": "UPDATE usage_log SET charged = charged - 1 WHERE id = 'new_2.c'",
 }

@@ -286,10 +286,26 @@ def test_the_demo_needs_no_account_and_says_that_its_answers_are_canned(folder: 
             told += line
         assert "every answer is canned" in told
         commands = re.findall(r"^  (curl .+)$", told, re.MULTILINE)
-        assert len(commands) == 8  # chat, responses and messages plain and streamed, embeddings, usage
+        assert len(commands) == 10  # chat, responses and messages plain and streamed, embeddings, usage, credits, Pro
+        answers = {}
         for command in commands:
             done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=20, check=True)
-            assert re.search(r'"(choices|output|content|embedding|balance_cents|message_stop)"', done.stdout), command
+            assert re.search(r'"(choices|output|content|embedding|balance_cents|message_stop|url)"', done.stdout), (
+                command
+            )
+            answers[command] = done.stdout
+        (usage,) = [command for command in commands if command.endswith("'") and "/v1/usage" in command]
+        (credits,) = [answer for command, answer in answers.items() if '"type":"credits"' in command]
+        subprocess.run(
+            ["curl", "-s", "-d", "card=ok", json.loads(credits)["url"]], capture_output=True, timeout=20, check=True
+        )
+
+        def balance() -> int:
+            done = subprocess.run(["bash", "-c", usage], capture_output=True, text=True, timeout=20, check=True)
+            found: int = json.loads(done.stdout)["balance_cents"]
+            return found
+
+        until(lambda: balance() > 1500, "the credits that were paid with play money")
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
         assert list(folder.iterdir()) == []

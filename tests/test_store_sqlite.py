@@ -322,10 +322,10 @@ def test_a_commit_of_unknown_outcome_ends_the_process_and_the_next_one_knows(pat
 
 async def test_a_damaged_file_ends_the_process_rather_than_one_request(path: Path) -> None:
     store = SqliteStore(path)
-    for number in range(200):
+    for number in range(800):
         store.write(add_user, f"user{number:03}", "x" * 500)
     await store.close()
-    damage(path, start=4096 * 30)
+    damage(path, start=4096 * 90)
     done = program("meet_damage", path)
     assert done.returncode == 70, done
     assert done.stderr.startswith("goosestack: fatal: the database failed")

@@ -217,6 +217,7 @@ def test_a_charge_above_the_hold_takes_what_there_is_and_never_more(world: World
             "balance_cents": 0,
             "held_cents": 0,
             "available_cents": 0,
+            "debt_cents": 0,
         }
         mallory.refused(402, path, sent)
         assert len(mallory.dispatched()) == 1
