@@ -104,7 +104,7 @@ def _failures(tx: Tx, user_id: str, since: str) -> list[tuple[str, str]]:
     ).fetchall()
     found: list[tuple[str, str]] = []
     for kind, status, failure, created_at in rows:
-        if status in ("paid", "partly_refunded", "refunded", "disputed"):
+        if status in payments.PAID:
             break
         if kind == "auto" and status == "failed":
             found.append((failure or "declined", created_at))

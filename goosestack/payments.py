@@ -19,6 +19,8 @@ from goosestack.store import Tx
 from goosestack.stripe_facts import Charged, Checkout, Dispute, Intent, Refund
 
 CURRENCY = "usd"
+PAID = ("paid", "partly_refunded", "refunded", "disputed")
+"""The statuses of what was paid, whatever went back since."""
 CLOSING_S = 60
 """A checkout that ends sooner than this is not handed out again."""
 ABANDONED_S = 3_600
@@ -409,7 +411,7 @@ def refold(tx: Tx, payment_id: str, terms: Terms, now: str) -> Change:
     if standing.status is None:
         return Change()
     posted = 0
-    if payment.kind != "pro" and (standing.target or ledger.has_due(tx, payment.id)):
+    if payment.kind != "pro" and (standing.status in PAID or ledger.has_due(tx, payment.id)):
         account_id = ledger.open_account(tx, payment.user_id, "usd_cents", now)
         kind = standing.kind if ledger.has_due(tx, payment.id) else "topup"
         before = ledger.target_of(tx, payment.id)
