@@ -12,6 +12,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -336,59 +337,104 @@ def backup(database: Path, destination: Path, keep: int | None) -> dict[str, Ans
     }
 
 
-def verify_file(path: Path) -> dict[str, int]:
-    """Prove a database file: `{"users", "requests", "accounts"}`. Raises Refusal, naming what is wrong."""
+def verify_file(path: Path, name: Path | None = None) -> dict[str, int]:
+    """Prove a database file: `{"users", "requests", "accounts"}`. Raises Refusal, naming it (or `name`) and what is
+    wrong."""
+    name = name or path
     try:
-        db = connect_read_only(path)
-        try:
+        with closing(connect_read_only(path)) as db:
             refuse_if_newer(db)
             wrong = integrity(db)
             books = ledger.check(db, full=True)
             # a copy of a running daemon's file has holds of that process, which is not gone
             rows = db.execute("SELECT (SELECT count(*) FROM users), (SELECT count(*) FROM usage_log)").fetchone()
-        finally:
-            db.close()
     except sqlite3.Error as error:
-        raise Refusal(f"{path} is no database of goosestack: {error}") from error
+        raise Refusal(f"{name} is no database of goosestack: {error}") from error
     if wrong or books.wrong:
-        raise Refusal(f"{path} does not add up: {'; '.join((wrong + books.wrong)[:5])}")
+        raise Refusal(f"{name} does not add up: {'; '.join((wrong + books.wrong)[:5])}")
     return {"users": rows[0], "requests": rows[1], "accounts": books.accounts}
 
 
 def restore(database: Path, source: Path) -> dict[str, Answer]:
     """Put a proved copy in the database's place; the replaced file is kept beside it. Raises Refusal.
 
-    Refused while a daemon runs. The write-ahead log of the replaced file goes along with it."""
+    Refused while a daemon runs. Whenever it is interrupted, the old database is in its place, or the new one, whole."""
     if not source.is_file():
         raise Refusal(f"there is no file {source}")
+    if database.exists() and source.samefile(database):
+        raise Refusal(f"{source} is the database itself")
     lock, partial = Lock(database), database.with_name(f".{database.name}.restoring")
     try:
-        partial.unlink(missing_ok=True)
+        _remove(partial)
         try:
-            verify_file(source)
+            _refuse_foreign(source)
             snapshot(source, partial)  # not the file alone: its latest commits may lie in a log beside it
-            rows = verify_file(partial)
+            with closing(sqlite3.connect(partial, isolation_level=None)) as db:
+                migrate(db)  # before the books are checked, which are those of this version
+            rows = verify_file(partial, source)
+            kept = _replace(database, partial)
         except (sqlite3.Error, OSError) as error:
             raise Refusal(f"{source} cannot be restored: {error}") from error
-        kept = None
-        if database.exists():
-            kept = database.with_name(f"{database.name}.replaced-{datetime.now(UTC).strftime('%Y%m%dT%H%M%S%fZ')}")
-            for suffix in ("", "-wal", "-shm"):
-                old = database.with_name(database.name + suffix)
-                if old.exists():
-                    old.rename(kept.with_name(kept.name + suffix))
-        os.replace(partial, database)
-        _sync_folder(database.parent)
-        db = sqlite3.connect(database, isolation_level=None)
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            migrate(db)
-        finally:
-            db.close()
         return {"file": str(database), "replaced": None if kept is None else str(kept), **rows}
     finally:
-        partial.unlink(missing_ok=True)
+        _remove(partial)
         lock.release()
+
+
+def _refuse_foreign(source: Path) -> None:
+    """Raise Refusal where a file is damaged, or of somebody else: migrating it would make it one of ours."""
+    try:
+        with closing(connect_read_only(source)) as db:
+            refuse_if_newer(db)
+            wrong = integrity(db)
+            db.execute("SELECT count(*) FROM accounts")
+    except sqlite3.Error as error:
+        raise Refusal(f"{source} is no database of goosestack: {error}") from error
+    if wrong:
+        raise Refusal(f"{source} does not add up: {'; '.join(wrong[:5])}")
+
+
+_LOGS = ("-wal", "-shm", "-journal")
+"""What SQLite writes beside a file, and would apply to any other file of that name."""
+
+
+def _replace(database: Path, proved: Path) -> Path | None:
+    """Give the database's name to `proved` in one step; where the old file is then, which had that second name before.
+
+    No log of the old file may ever lie beside the new one, and the old one must not lose its log while it can still
+    be started: so its log is first folded into it."""
+    existed = database.exists()
+    kept = database.with_name(f"{database.name}.replaced-{datetime.now(UTC).strftime('%Y%m%dT%H%M%S%fZ')}")
+    if existed:
+        for other in database.parent.glob(f"{database.name}.replaced-*"):
+            if other.samefile(database):  # a restore was interrupted
+                other.unlink()
+        _fold_log(database)
+        os.link(database, kept)
+    for suffix in _LOGS:  # of a file that is missing, or damaged, and cannot be started
+        log = database.with_name(database.name + suffix)
+        if log.exists():
+            log.rename(kept.with_name(kept.name + suffix))
+    _sync_folder(database.parent)
+    os.replace(proved, database)
+    _sync_folder(database.parent)
+    return kept if existed else None
+
+
+def _fold_log(database: Path) -> None:
+    """Bring into the file what lies in its log, which is then gone; a file that is damaged stays as it is, and so does
+    its log. Raises sqlite3.Error, where somebody else is using it, too."""
+    try:
+        with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)) as db:
+            db.execute("PRAGMA journal_mode = DELETE")
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise
+
+
+def _remove(partial: Path) -> None:
+    for suffix in ("", *_LOGS):
+        partial.with_name(partial.name + suffix).unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

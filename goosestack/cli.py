@@ -1,7 +1,7 @@
 """The command line: the daemon, and the operator's verbs.
 
-Exit codes: 0 done; 1 the verb was refused or something is wrong; 78 the configuration or the database does not allow a
-start.
+Exit codes: 0 done; 1 the verb was refused or something is wrong; 75 something is in use, try again; 78 the
+configuration or the database does not allow a start, and will not by itself.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import asyncio
 import importlib.util
 import json
 import os
-import signal
-import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -22,18 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import click
-import uvicorn
 import uvloop
 
-from goosestack import __version__, accounts, admin, app, config as settings, pricing, tokenizer, upstream
+from goosestack import __version__, accounts, admin, app, config as settings, pricing, server, tokenizer, upstream
 from goosestack.cashier import Cashier
 from goosestack.config import Config
-from goosestack.errors import Refusal
+from goosestack.errors import NotYet, Refusal
 from goosestack.store import Store
 
 EXIT_REFUSED = 78
-KEEP_ALIVE_S = 75
-"""How long the daemon keeps an idle connection: longer than a proxy in front, which so never meets a closed one."""
+EXIT_NOT_YET = 75
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 
@@ -58,7 +54,7 @@ def _refusals() -> Iterator[None]:
         yield
     except Refusal as refusal:
         click.echo(f"goosestack: {refusal}", err=True)
-        sys.exit(EXIT_REFUSED)
+        sys.exit(EXIT_NOT_YET if isinstance(refusal, NotYet) else EXIT_REFUSED)
 
 
 # --- the daemon -----------------------------------------------------------------------------------------------
@@ -75,81 +71,10 @@ def serve(demo: bool) -> None:
         runner.run(_serve_demo(config) if demo else _serve(config, lambda address: None))
 
 
-class Server(uvicorn.Server):
-    """uvicorn, which on a signal first lets the relays drain, and afterwards leaves the process to close its parts."""
-
-    def __init__(self, config: uvicorn.Config, parts: app.Parts, ready: Callable[[str], None]) -> None:
-        super().__init__(config)
-        self._parts = parts
-        self._ready = ready
-        self._draining: asyncio.Task[None] | None = None
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and only then say so."""
-        await super().startup(sockets)
-        for sock in sockets or ():
-            host, port = sock.getsockname()[:2]
-            self._parts.gateway.log.info("listening", app.utc_now(), host=host, port=port, version=__version__)
-            self._ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Signals stop the server; a second one stops it at once."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._stop)
-        try:
-            yield
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
-
-    def _stop(self) -> None:
-        patience = self._parts.config.drain_s if self._draining is None else 0
-        self._draining = asyncio.get_running_loop().create_task(self._parts.gateway.drain(patience))
-        self.should_exit = True
-
-
-def _bind(config: Config) -> socket.socket:
-    """The socket to listen on. Raises Refusal where the address cannot be had."""
-    sock = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((config.host, config.port))
-    except OSError as error:
-        sock.close()
-        raise Refusal(f"cannot listen on {config.host} port {config.port}: {error.strerror}") from error
-    return sock
-
-
 async def _serve(config: Config, ready: Callable[[str], None]) -> None:
-    with _bind(config) as sock:
+    with server.bind(config.host, config.port) as sock:
         async with app.running(config) as parts:
-            await _serve_on(sock, parts, ready)
-
-
-async def _serve_on(sock: socket.socket, parts: app.Parts, ready: Callable[[str], None]) -> None:
-    config = parts.config
-    server = Server(
-        uvicorn.Config(
-            app.create_app(parts),
-            host=config.host,
-            port=config.port,
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=True,
-            forwarded_allow_ips=",".join(config.forwarded_allow_ips),
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=config.drain_s + 15,
-        ),
-        parts,
-        ready,
-    )
-    await server.serve([sock])
+            await server.serve(sock, parts, ready)
 
 
 async def _serve_demo(config: Config) -> None:

@@ -67,9 +67,16 @@ def _percent(value: str) -> Decimal:
 
 def _url(value: str) -> str:
     parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
-        raise _Bad("must be an http or https URL without credentials or query")
+    _refuse_credentials(parts.netloc)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise _Bad("must be an http or https URL without a query")
     return value.rstrip("/")
+
+
+def _refuse_credentials(netloc: str) -> None:
+    """An address is shown, logged and sent on; and what of it is secret, nobody could tell."""
+    if "@" in netloc:
+        raise _Bad("must not have a user or a password before its host")
 
 
 def _v1_url(value: str) -> str:
@@ -101,6 +108,7 @@ def _key(value: str) -> str:
 def _origins(value: str) -> tuple[str, ...]:
     origins = tuple(origin.strip() for origin in value.split(",") if origin.strip())
     for origin in origins:
+        _refuse_credentials(origin)
         parts = urlsplit(origin)
         if origin != "*" and (parts.scheme not in ("http", "https") or not parts.netloc or parts.path):
             raise _Bad(f"must list origins as https://example.com, or be *; {origin} is neither")

@@ -38,6 +38,13 @@ class ShuttingDown(Problem):
     openai, anthropic = ("service_unavailable_error", "server_is_overloaded"), "overloaded_error"
 
 
+class Malformed(Problem):
+    """This is not a request that can be read: HTTP/1.1, to the letter."""
+
+    status, type = 400, "validation_error"
+    openai, anthropic = ("invalid_request_error", None), "invalid_request_error"
+
+
 class NotFound(Problem):
     """There is nothing at {path}."""
 
@@ -258,3 +265,7 @@ class Internal(Problem):
 
 class Refusal(Exception):
     """Start or a command is refused; the text is one sentence for the operator."""
+
+
+class NotYet(Refusal):
+    """Refused for what may pass by itself: trying again is worth it."""

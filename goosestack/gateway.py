@@ -29,6 +29,10 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
+REVOKED_S = 60.0
+"""How long after it may have sent its body a request is on its way to its hold, at most."""
+
+
 @dataclass(kw_only=True)
 class Gateway(Desk):
     """What `relay` works with, handed over by `app`."""
@@ -41,8 +45,8 @@ class Gateway(Desk):
     strangers: RateLimit
     """Per address, for whoever proves nothing."""
     stopping: bool = False
-    revoked: set[str] = field(default_factory=set)
-    """Keys that ended while this process ran."""
+    revoked: dict[str, float] = field(default_factory=dict)
+    """Keys that ended a moment ago, and when (loop time): whoever was identified before may still be sending a body."""
 
     async def identify(self, scope: Scope) -> Principal:
         """Who calls. Whoever proves nothing is counted by address."""
@@ -76,8 +80,11 @@ class Gateway(Desk):
             raise errors.StoreUnavailable(headers={**headers, "retry-after": "10"})
 
     def tick(self) -> None:
-        """Every second: keep quiet streams alive, drop clients who stopped reading."""
+        """Every second: keep quiet streams alive, drop clients who stopped reading, forget keys that ended long ago."""
         now = asyncio.get_running_loop().time()
+        if self.revoked:
+            latest = now - self.limits.body_timeout_s - REVOKED_S
+            self.revoked = {key_id: ended for key_id, ended in self.revoked.items() if ended > latest}
         for relay in tuple(self.live.values()):
             try:
                 relay.tick(now)
@@ -101,7 +108,7 @@ class Gateway(Desk):
     def end_of_key(self, key_id: str) -> None:
         """A key was revoked: its next request fails, and delivery of its live answers ends at once; each of them
         settles by the rule for a client who has gone. Whoever revokes calls this, once that is committed."""
-        self.revoked.add(key_id)
+        self.revoked[key_id] = asyncio.get_running_loop().time()
         for identifier in self.identifiers:
             identifier.forget(key_id)
         for relay in tuple(self.live.values()):

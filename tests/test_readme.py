@@ -305,7 +305,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             (folder / block.order.removeprefix("file ")).write_text(block.text)
     (folder / "goosestack.env").write_text("PUBLIC_URL=https://llm.example.com\n")
     program(folder / "bin", "goosestack", sys.executable, "-m", "goosestack")
-    world = World.create(folder, DISCONNECT_GRACE_S="1", DRAIN_S="5")
+    world = World.create(folder, PRICES_FILE="./prices.toml", DISCONNECT_GRACE_S="1", DRAIN_S="5")
     yield world
     world.close()
 

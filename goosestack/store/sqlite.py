@@ -23,7 +23,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar, cast
 
-from goosestack.errors import Refusal, StoreUnavailable
+from goosestack.errors import NotYet, Refusal, StoreUnavailable
 from goosestack.store import Tx
 from goosestack.store.migrations import MIGRATIONS
 
@@ -76,7 +76,7 @@ class Written(asyncio.Future[T]):
         return False
 
 
-class InUse(Refusal):
+class InUse(NotYet):
     """Another process holds the database's lock."""
 
 
@@ -91,7 +91,7 @@ class Lock:
         try:
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise Refusal(f"{self.path} cannot be opened: {error.strerror}") from error
+            raise NotYet(f"{self.path} cannot be opened: {error.strerror}") from error
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -172,7 +172,9 @@ class SqliteStore:
         self._closing: asyncio.Future[None] | None = None
         try:
             self._writer = self._connect_writer()
-        except (sqlite3.DatabaseError, OSError) as error:
+        except (sqlite3.OperationalError, OSError) as error:  # no room, no permission: that may pass
+            raise NotYet(f"{path} cannot be opened: {error}") from error
+        except sqlite3.DatabaseError as error:
             raise Refusal(f"{path} cannot be opened: {error}") from error
         self._peeker = self._connect_reader()
         self._set_ballast()
