@@ -26,6 +26,9 @@ THREAD_ABOVE_BYTES = 64 * 1024
 _MOST_BYTES_A_TOKEN = 16
 """Text has 4 or 5 bytes a token; with more than this, counting is no use."""
 
+LONG_CONTEXT = 1_000_000
+"""Input tokens that a caller of Anthropic's can ask for by a beta (`context-1m-...`), where a model has fewer."""
+
 _COUNT_S = 10.0
 _MOST_COUNT_BYTES = 64 * 1024
 _COUNTED = ("model", "messages", "system", "tools", "tool_choice", "thinking")
@@ -106,7 +109,7 @@ async def bid(
         return made
     made.cap = _wanted_cap(call, offer.model, policy)
     made.demand = Demand(
-        await _bound_input(made.payload, call, offer.model),
+        await _bound_input(made, offer.model),
         made.cap * call.answers,
         call.tier,
         call.long_cache,
@@ -190,9 +193,12 @@ def _refuse_unpriced(call: Call, model: Model, today: str) -> None:
         raise Unsupported(field="web_search", reason=f"it has no price with {model.id}", param="tools")
 
 
-async def _bound_input(payload: bytes, call: Call, model: Model) -> int:
+async def _bound_input(made: Bid, model: Model) -> int:
     """Input tokens at most, of a model whose input is bounded by itself where it reads one prompt."""
+    payload, call = made.payload, made.call
     most = None if model.kind == "embedding" else model.max_input
+    if most is not None and "context-1m" in made.headers.get("anthropic-beta", ""):
+        most = max(most, LONG_CONTEXT)
     around = _around(call, model)
     if most is not None and len(payload) - call.media.data_bytes + around >= most:
         return most  # whatever the text is: a long one takes a second to look through

@@ -11,7 +11,7 @@ import math
 from dataclasses import replace
 
 from goosestack import pricing
-from goosestack.bidding import Bid
+from goosestack.bidding import LONG_CONTEXT, Bid
 from goosestack.ledger import Charge
 from goosestack.pricing import PriceBook, Usage
 from goosestack.wire import Reading, media
@@ -38,10 +38,14 @@ def _believed(made: Bid, reading: Reading) -> tuple[Usage | None, str | None]:
     model = made.offer.model
     if max(usage.counts()) > _MOST_COUNT:
         return None, "a count beyond anything a provider can do"
-    if model is None:
+    if model is None or made.call.free:
         return usage, None
     if usage.all_input == 0:
         return None, "no input"
+    if usage.all_output > max(model.max_output, made.cap) * made.call.answers:
+        return None, "more output than the model can write"
+    if usage.all_input > max(made.demand.tokens, model.context, LONG_CONTEXT) * made.call.answers:
+        return None, "more input than the model can read"
     return usage, reading.nonsense
 
 

@@ -102,7 +102,7 @@ class SignupClosed(Problem):
 
 
 class NotPro(Problem):
-    """`X-Provider-Key` (your own provider key) needs an active Pro plan. {where}"""
+    """`X-Provider-Key` (your own provider key) needs an active Pro plan, which this account has not."""
 
     status, type = 403, "authorization_error"
     openai, anthropic = ("permission_error", "pro_required"), "permission_error"

@@ -19,7 +19,7 @@ from goosestack.auth import Identifier, identify, provider_key
 from goosestack.bidding import THREAD_ABOVE_BYTES
 from goosestack.ledger import Charge
 from goosestack.limits import RateLimit
-from goosestack.payers import Funding, Payer, Shortage, where_to_pay
+from goosestack.payers import Funding, Payer, Shortage
 from goosestack.relay import Desk, Relay
 from goosestack.store import Tx
 from goosestack.stream import Deadline
@@ -116,15 +116,16 @@ class Gateway(Desk):
                 relay.end("its key was revoked")
 
     async def drain(self, patience_s: float) -> None:
-        """Stop admitting; let what lives finish, then cut it off, until every hold has ended."""
+        """Stop admitting; let what lives finish, then cut it off, until every hold has ended. What cannot be written
+        down for too long is given up."""
         self.stopping = True
         late = {relay.task for relay in self.live.values()}
-        if late:
-            _, late = await asyncio.wait(late, timeout=patience_s)
-        for task in late:
-            task.cancel()
-        if late:
-            await asyncio.wait(late, timeout=10)
+        for patience in (patience_s, self.limits.unsettled_s, self.limits.unsettled_s):
+            if late:
+                _, late = await asyncio.wait(late, timeout=patience)
+            for task in late:
+                task.cancel()
+            self.giving_up = bool(late) and patience is not patience_s
 
 
 def _journal_all(tx: Tx, due: Sequence[tuple[str, Charge]]) -> None:
@@ -171,7 +172,7 @@ def require_pro(caller: Principal, gateway: Gateway) -> None:
     """Only Pro brings a key of its own; a lapsed plan is never quietly charged to credits."""
     until = gateway.store.peek(pro_until, caller.user_id)
     if until is None or until <= gateway.now():
-        raise errors.NotPro(where=where_to_pay(gateway.policy.public_url))
+        raise errors.NotPro()
 
 
 async def _parse(wire: Wire, raw: bytes, *, own_key: bool) -> Call:

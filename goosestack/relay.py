@@ -23,6 +23,7 @@ from goosestack.stream import Deadline, Pipe, surely
 from goosestack.tokenizer import Tokenizer
 from goosestack.upstream import Upstreams
 from goosestack.wire import Wire, body as fields, envelope
+from goosestack.wire.sse import data_of
 
 MOST_ANSWER_BYTES = 64 * 1024 * 1024
 MOST_ERROR_BYTES = 1024 * 1024
@@ -36,13 +37,6 @@ FREE = {"x-goosestack-cost-usd": "0", "x-goosestack-cost-cents": "0"}
 """What an answer tells that nobody's account pays for."""
 
 _PASSED_HEADERS = ("content-type", "retry-after", "retry-after-ms", "x-should-retry", "openai-processing-ms")
-_OPERATORS_FAULT = (
-    b"insufficient_quota",
-    b"credit balance is too low",
-    b"billing_hard_limit",
-    b"budget_exceeded",
-    b"spend_limit_reached",
-)
 _STREAM_HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache",
@@ -61,6 +55,8 @@ class Limits:
     body_timeout_s: float = 60
     deadline_s: float = 900
     grace_s: float = 5
+    unsettled_s: float = 10
+    """How long a stop waits for what cannot be written: a disk may be given room again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +83,8 @@ class Desk:
     limits: Limits
     now: Callable[[], str]
     live: dict[str, Relay] = field(default_factory=dict)
+    giving_up: bool = False
+    """Whether the process ends now, also with holds that could not be ended: the next start ends them."""
     body_bytes: int = 0
     """Request bodies in memory."""
     bodies: dict[str, int] = field(default_factory=dict)
@@ -314,7 +312,7 @@ class Relay:
         provider = self.bid.offer.provider.name
         if self.bid.own_key and status >= 400:
             self._begin(Head(status, self._passed(answer), self._clean(body)))
-        elif status in (401, 402, 403) or any(mark in body for mark in _OPERATORS_FAULT):
+        elif status in (401, 402, 403) or envelope.concerns_operator(body):
             self.desk.alert("provider_refuses_operator", provider=provider, status=status, request_id=self.id)
             raise errors.OperatorProblem()
         elif status in RELAYED:
@@ -324,7 +322,7 @@ class Relay:
 
     def _failure(self, frame: bytes) -> bytes:
         """The provider's own error frame, as far as it concerns the caller."""
-        if not self.bid.own_key and any(mark in frame for mark in _OPERATORS_FAULT):
+        if not self.bid.own_key and envelope.concerns_operator(data_of(frame)):
             provider = self.bid.offer.provider.name
             self.desk.alert("provider_refuses_operator", provider=provider, request_id=self.id)
             return self.wire.error_frame(errors.OperatorProblem(), self.id)
@@ -339,9 +337,10 @@ class Relay:
         return {**self.headers, **{name: value for name, value in found.items() if value.isascii()}}
 
     def _clean(self, body: bytes) -> bytes:
-        """What the provider says of an error, without the key that it was sent, and without the operator's ids."""
+        """What the provider says of an error: without the key that it was sent and the operator's ids, under our id."""
         sent = self.bid.headers
-        return redact_bytes(body, [sent.get("x-api-key") or sent["authorization"].removeprefix("Bearer ")])
+        body = redact_bytes(body, [sent.get("x-api-key") or sent["authorization"].removeprefix("Bearer ")])
+        return envelope.with_id(body, self.id)
 
     # --- settle ---
 
@@ -353,7 +352,13 @@ class Relay:
         usage, wrong = costing.reported(bid, self._reader.reading)
         if wrong is not None and bid.payer is not None:
             self.desk.alert("usage", provider=bid.offer.provider.name, what=wrong, request_id=self.id)
-        return await self._estimate() if usage is None else self._priced(usage)
+        if usage is None:
+            return await self._estimate()
+        charge = self._priced(usage)
+        if charge.amount > bid.at_most and bid.payer is not None:
+            provider, model = bid.offer.provider.name, bid.model
+            self.desk.alert("above_quote", provider=provider, model=model, quote=bid.at_most, charge=charge.amount)
+        return charge
 
     def _priced(self, usage: pricing.Usage) -> Charge:
         return costing.charge(self.bid, self._reader.reading, usage, self.desk.upstreams.book, self._day)
@@ -413,8 +418,12 @@ class Relay:
                 await asyncio.sleep(delay) if delay else None
                 await surely(self.desk.store.write(verb, *facts, self.desk.now()), note)
             except asyncio.CancelledError as error:
-                interrupted = error
+                interrupted, delay = error, 0
+                continue
             except errors.StoreUnavailable:
+                if self.desk.giving_up:
+                    self.desk.alert("settlement_lost", request_id=self.id, facts=repr(facts)[:200])
+                    raise
                 self.desk.alert("settlement_waits", request_id=self.id)
             delay = min(max(delay * 2, 0.1), 2.0)
         if interrupted is not None:
@@ -423,7 +432,7 @@ class Relay:
     async def _end_badly(self, error: BaseException) -> None:
         """Something came between: settle on what was seen, or release, and tell the client that it is no clean end."""
         reason, problem, charged = self._judge(error)
-        if self.held is not None and self.receipt is None:
+        if self.held is not None and self.receipt is None and not self.desk.giving_up:
             try:
                 if charged:
                     whole = self.bid.demand.output if reason == "deadline" else None
@@ -513,7 +522,7 @@ class Relay:
         if self.gone or not self.head.done() or not accepted(self._status) or not self.bid.call.stream:
             return
         if self.pipe.waits_since(STALLED_S, now):
-            self.leave()
+            self.end(f"nothing of its answer was read for {STALLED_S:.0f} s")  # read on, it ends with that
         elif self.pipe.idle_since(KEEP_ALIVE_S, now):
             self.pipe.put_now(self.wire.keep_alive, now)
 

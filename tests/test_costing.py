@@ -96,10 +96,24 @@ def test_a_report_that_cannot_be_believed_is_estimated_and_named(usage: dict[str
 
 
 def test_what_is_more_than_was_quoted_is_charged_all_the_same() -> None:
-    made, reading = bid(), Reading(usage={"input": 500_000, "output": 50_000})
+    made, reading = bid(), Reading(usage={"input": 120_000, "output": 16_000})
     usage, wrong = costing.reported(made, reading)
     assert usage is not None and wrong is None
-    assert cost(made, reading, usage).amount == 500_000 * 2500 + 50_000 * 10_000 > made.at_most
+    assert cost(made, reading, usage).amount == 120_000 * 2500 + 16_000 * 10_000 > made.at_most
+
+
+@pytest.mark.parametrize(
+    ("usage", "wrong"),
+    [
+        ({"input": 250, "output": 16_385}, "more output than the model can write"),
+        ({"input": 250, "output": 9_000_000}, "more output than the model can write"),
+        ({"input": 1_000_001, "output": 5}, "more input than the model can read"),
+    ],
+)
+def test_what_the_model_cannot_do_is_estimated(usage: dict[str, int], wrong: str) -> None:
+    made, reading = bid(), Reading(usage=usage, output_bytes=300)
+    assert costing.reported(made, reading) == (None, wrong)
+    assert costing.seen(made, reading).output == 100
 
 
 def test_an_answer_of_nothing_is_no_wrong_report() -> None:

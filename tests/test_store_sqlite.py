@@ -20,6 +20,7 @@ from goosestack.errors import Refusal, StoreUnavailable
 from goosestack.store import Tx
 from goosestack.store.migrations import MIGRATIONS
 from goosestack.store.sqlite import (
+    InUse,
     Lock,
     SqliteStore,
     connect_read_only,
@@ -164,6 +165,16 @@ def test_a_second_process_is_refused_while_the_first_lives(path: Path) -> None:
         other.send_signal(signal.SIGKILL)
         other.wait()
     Lock(path).release()
+
+
+def test_a_link_to_a_database_is_no_way_around_its_lock(path: Path) -> None:
+    link = path.with_name("link.db")
+    link.symlink_to(path)
+    first = Lock(path)
+    with pytest.raises(InUse):
+        Lock(link)
+    first.release()
+    Lock(link).release()
 
 
 def test_a_lock_that_was_let_go_can_be_taken_again(path: Path) -> None:
