@@ -34,7 +34,7 @@ class Gateway(Desk):
 
     identifiers: Sequence[Identifier]
     rate_limit: RateLimit
-    """Per key."""
+    """Per key, or, of a caller without one, per user."""
     strangers: RateLimit
     """Per address, for whoever proves nothing."""
     stopping: bool = False
@@ -53,7 +53,7 @@ class Gateway(Desk):
         """Whether the caller may ask now; the headers that say how much of the rate limit is left."""
         if self.stopping:
             raise errors.ShuttingDown()
-        return await self.rate_limit.hit(caller.key_id)
+        return await self.rate_limit.hit(caller.user_id if caller.key_id is None else caller.key_id)
 
     def make_room(self, caller: Principal, headers: dict[str, str]) -> None:
         """Raise where no relay may begin now: asked before the body is read, and again when the relay is made, since

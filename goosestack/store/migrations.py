@@ -121,4 +121,15 @@ MIGRATIONS: tuple[str, ...] = (
         SELECT user_id, balance AS balance_cents, updated_at
         FROM accounts WHERE unit = 'usd_cents' AND ref = '';
     """,
+    """
+    CREATE TABLE identities (
+        issuer     TEXT NOT NULL,
+        subject    TEXT NOT NULL,
+        user_id    TEXT NOT NULL REFERENCES users (id),
+        created_at TEXT NOT NULL,
+        PRIMARY KEY (issuer, subject)
+    ) STRICT;
+    CREATE INDEX identities_by_subject ON identities (subject);
+    CREATE INDEX identities_by_user ON identities (user_id);
+    """,
 )
