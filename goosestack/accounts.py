@@ -183,6 +183,12 @@ def list_users(tx: Tx) -> list[dict[str, object]]:
     return [dict(zip(("id", "email", "pro_until", "balance_cents", "created_at"), row, strict=True)) for row in rows]
 
 
+def show_user(tx: Tx, user_id: str) -> dict[str, object]:
+    """A user as they may see themselves: `id`, `email`, `pro_until`, `created_at`."""
+    row = tx.execute("SELECT id, email, pro_until, created_at FROM users WHERE id = ?", (user_id,)).fetchone()
+    return dict(zip(("id", "email", "pro_until", "created_at"), row, strict=True))
+
+
 def funds(tx: Tx, user_id: str) -> dict[str, int]:
     """A user's credits: `balance_cents`, `held_cents` (rounded up), `available_cents` (rounded down)."""
     balance, held, available = tx.execute(

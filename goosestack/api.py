@@ -144,7 +144,21 @@ class Api:
         self._gateway.end_of_key(key_id)
         return JSONResponse({"id": key_id, "revoked": True})
 
-    # --- usage and holds ---
+    # --- the caller, usage and holds ---
+
+    async def me(self, request: Request) -> Response:
+        """`GET /api/me`: who calls, what they may still use, how often they may ask. What belongs to a plan is null
+        where none rations them."""
+        caller = await self._caller(request)
+        gateway = self._gateway
+        answer = await gateway.store.read(_me, caller.user_id)
+        limits = {
+            "requests": gateway.rate_limit.requests,
+            "window_s": gateway.rate_limit.window_s,
+            "in_flight": None if gateway.limits.max_in_flight == 0 else gateway.limits.max_in_flight,
+        }
+        plan = dict.fromkeys(("plan", "used", "remaining", "reset"))
+        return JSONResponse({"user": answer["user"], **plan, "limits": limits, "balance": answer["balance"]})
 
     async def usage(self, request: Request) -> Response:
         """`GET /v1/usage`: balance, what was used, the latest requests; `?since&until&limit&cursor`, `format=csv`."""
@@ -238,6 +252,11 @@ class Api:
 
 def _keys_of(tx: Tx, user_id: str) -> list[dict[str, object]]:
     return [{name: key[name] for name in key if name != "user_id"} for key in accounts.list_keys(tx, user_id)]
+
+
+def _me(tx: Tx, user_id: str) -> dict[str, object]:
+    funds = accounts.funds(tx, user_id)
+    return {"user": accounts.show_user(tx, user_id), "balance": {**funds, "balance_usd": _usd(funds["balance_cents"])}}
 
 
 def _usage(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.resources import files
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -28,7 +28,7 @@ from starlette.routing import BaseRoute, Route
 
 from goosestack import __version__, admin, errors, ledger, pricing
 from goosestack.api import Api, Health
-from goosestack.auth import Keys
+from goosestack.auth import Identifier, Keys
 from goosestack.bidding import Policy
 from goosestack.config import Config, tokenizer_folder
 from goosestack.errors import Refusal
@@ -38,14 +38,19 @@ from goosestack.limits import RateLimit, address_bucket
 from goosestack.logs import Log, redact_bytes
 from goosestack.metrics import Metrics
 from goosestack.relay import Limits
+from goosestack.store import Store
 from goosestack.store.sqlite import Lock, SqliteStore, refuse_if_exposed, sqlite_warning
 from goosestack.tokenizer import Tokenizer
 from goosestack.upstream import Provider, Upstreams
 from goosestack.wire import Wire, envelope
 from goosestack.wire.anthropic_messages import AnthropicCountTokens, AnthropicMessages
+from goosestack.wire.mobile_chat import MobileChat, Traits
 from goosestack.wire.openai_chat import OpenAIChat
 from goosestack.wire.openai_embeddings import OpenAIEmbeddings
 from goosestack.wire.openai_responses import OpenAIResponses
+
+if TYPE_CHECKING:
+    from goosestack.supabase import Supabase
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -61,6 +66,9 @@ WIRES: tuple[Wire, ...] = (
     AnthropicCountTokens(),
 )
 
+MOBILE_CHAT = "/api/chat"
+"""`openai_chat` once more, in front of it a translation for apps."""
+
 ROUTES: tuple[tuple[str, str, str], ...] = (
     ("GET", "/", "root"),
     ("GET", "/health", "root"),
@@ -73,13 +81,14 @@ ROUTES: tuple[tuple[str, str, str], ...] = (
     ("GET", "/v1/usage", "usage"),
     ("GET", "/v1/holds", "holds"),
     ("DELETE", "/v1/holds/{id}", "end_hold"),
+    ("GET", "/api/me", "me"),
     ("GET", "/readyz", "ready"),
     ("GET", "/metrics", "metrics"),
 )
 """Our own endpoints: method, path, and the method of `Api` that answers. The wire formats' routes are in `WIRES`;
 theirs and those of models also answer without `/v1`, and, since clients append it twice, with two of it."""
 
-JOBS: tuple[tuple[str, float], ...] = (("tick", 1.0), ("journal", 2.0), ("check", 300.0))
+JOBS: tuple[tuple[str, float], ...] = (("tick", 1.0), ("journal", 2.0), ("check", 300.0), ("fetch_keys", 600.0))
 """What runs every so many seconds beside the requests: methods of `Jobs`."""
 
 EXPOSED = (
@@ -90,6 +99,7 @@ EXPOSED = (
 
 MOST_HEADER_BYTES = 32 * 1024
 MOST_HEADERS = 100
+_CREDENTIALS = (b"authorization", b"x-api-key")
 _OWN = frozenset(("", "/", "/health", "/readyz", "/metrics", "/pricing", "/keys", "/usage", "/holds"))
 
 
@@ -113,6 +123,7 @@ class Parts:
     gateway: Gateway
     api: Api
     health: Health
+    supabase: Supabase | None = None
 
 
 class Jobs:
@@ -140,15 +151,23 @@ class Jobs:
         else:
             await parts.store.write(ledger.verify, books, parts.gateway.now())
 
+    async def fetch_keys(self) -> None:
+        """Have the sign-in service's keys of now."""
+        if self._parts.supabase is not None:
+            await self._parts.supabase.fetch_keys()
+
     async def every(self, name: str, seconds: float) -> None:
         """Run one of them forever; a failure is logged, and the next turn comes."""
-        job = getattr(self, name)
         while True:
             await asyncio.sleep(seconds)
-            try:
-                await job()
-            except Exception as error:
-                self._parts.gateway.alert("job", job=name, error=type(error).__name__)
+            await self.once(name)
+
+    async def once(self, name: str) -> None:
+        """Run one of them now; a failure is logged."""
+        try:
+            await getattr(self, name)()
+        except Exception as error:
+            self._parts.gateway.alert("job", job=name, error=type(error).__name__)
 
 
 # --- the life of the daemon -----------------------------------------------------------------------------------
@@ -174,10 +193,12 @@ async def running(config: Config) -> AsyncIterator[Parts]:
         try:
             process_id = await open_books(store, log)
             client = Client()
+            supabase = supabase_of(config, store, client)
+            identifiers: list[Identifier] = [Keys(store)]
             gateway = Gateway(
                 store=store,
                 process_id=process_id,
-                identifiers=(Keys(store),),
+                identifiers=identifiers if supabase is None else [*identifiers, supabase],
                 upstreams=Upstreams(providers, book),
                 client=client,
                 rate_limit=RateLimit(config.rate_limit_max_requests, config.rate_limit_window / 1000, "key"),
@@ -191,7 +212,7 @@ async def running(config: Config) -> AsyncIterator[Parts]:
             )
             signups = RateLimit(config.signups_per_hour, 3600, "signup") if config.signup == "open" else None
             health = Health(checked_at=utc_now())
-            parts = Parts(config, store, gateway, Api(gateway, health, signups, config.admin_token), health)
+            parts = Parts(config, store, gateway, Api(gateway, health, signups, config.admin_token), health, supabase)
             async with _beside(parts):
                 # what is loaded now lives as long as the process: collecting garbage need not look at it again
                 gc.collect()
@@ -211,6 +232,7 @@ async def _beside(parts: Parts) -> AsyncIterator[None]:
     """The jobs and the operator's socket, until the last relay has settled."""
     jobs = Jobs(parts)
     tasks = [asyncio.create_task(jobs.every(name, seconds)) for name, seconds in JOBS]
+    tasks.append(asyncio.create_task(jobs.once("fetch_keys")))  # before the first caller needs them
     server = await admin.listen(admin.Admin(parts.store, utc_now, parts.gateway), parts.config.db_path)
     try:
         yield
@@ -284,6 +306,32 @@ def providers_of(config: Config) -> dict[str, Provider]:
     return {provider.name: provider for provider in made}
 
 
+def supabase_of(config: Config, store: Store, client: Client) -> Supabase | None:
+    """The Supabase project whose users may call; None where there is none. Raises Refusal."""
+    if config.supabase_url is None:
+        if config.jwt_secret is not None or config.supabase_check_s:
+            raise Refusal("JWT_SECRET and SUPABASE_CHECK_S need SUPABASE_URL, which says whose tokens are meant")
+        return None
+    if config.supabase_check_s and config.supabase_anon_key is None:
+        raise Refusal("SUPABASE_CHECK_S needs SUPABASE_ANON_KEY, which the project is asked with")
+    try:
+        from goosestack import supabase  # only where it is on: PyJWT and cryptography are large
+    except ImportError:
+        raise Refusal("SUPABASE_URL needs PyJWT and cryptography: install goosestack[supabase]") from None
+    issuer, secret, check = f"{config.supabase_url}/auth/v1", config.jwt_secret, None
+    if config.supabase_check_s and config.supabase_anon_key is not None:
+        check = supabase.Check(config.supabase_anon_key, config.supabase_check_s)
+    return supabase.Supabase(
+        store=store,
+        client=client,
+        issuer=issuer,
+        keys=supabase.KeySet(client, issuer) if secret is None else supabase.Secret(secret),
+        anonymous=config.supabase_anonymous,
+        check=check,
+        now=utc_now,
+    )
+
+
 def policy_of(config: Config) -> Policy:
     """What a quote depends on."""
     whole = ledger.GRAINS["usd_cents"] if config.rounding == "request" else 1
@@ -321,6 +369,7 @@ def create_app(parts: Parts) -> Front:
         expose_headers=EXPOSED,
     )
     wires = {path: WireEndpoint(parts.gateway, wire) for wire in WIRES for path in _paths(wire)}
+    wires[MOBILE_CHAT] = WireEndpoint(parts.gateway, mobile_chat(parts), MOBILE_CHAT)
     starlette = Starlette(
         routes=list(_routes(parts, wires)),
         middleware=[*([cors] if origins else []), Middleware(Problems, gateway=parts.gateway)],
@@ -329,6 +378,28 @@ def create_app(parts: Parts) -> Front:
     starlette.router.redirect_slashes = False  # it would answer with a URL made of whatever `Host` the caller sent
     direct = {path: Problems(endpoint, parts.gateway) for path, endpoint in wires.items()}
     return Front(starlette, direct, parts.gateway)
+
+
+def mobile_chat(parts: Parts) -> MobileChat:
+    """What apps ask for, in the words of the models that are sold. Raises Refusal for a default that is not."""
+    upstreams, default = parts.gateway.upstreams, parts.config.chat_default_model
+
+    def traits(name: str) -> Traits:
+        try:
+            model = upstreams.offer(wire, name, "").model  # as of no day, on which none is retired yet
+        except errors.ModelNotFound:
+            return Traits()
+        assert model is not None
+        retired = model.retires is not None and model.retires <= parts.gateway.now()[:10]
+        return Traits(model.reasoning, model.retires if retired else None)
+
+    wire = MobileChat(default, traits)
+    if default is not None:
+        try:
+            upstreams.offer(wire, default, parts.gateway.now()[:10])
+        except errors.ModelNotFound as error:
+            raise Refusal(f"CHAT_DEFAULT_MODEL: {error.message}") from None
+    return wire
 
 
 def _paths(wire: Wire) -> list[str]:
@@ -346,12 +417,12 @@ def _routes(parts: Parts, wires: Mapping[str, WireEndpoint]) -> Sequence[BaseRou
 class WireEndpoint:
     """One wire format's route, as a plain ASGI application: what is streamed is not wrapped again."""
 
-    def __init__(self, gateway: Gateway, wire: Wire) -> None:
-        self._gateway, self._wire = gateway, wire
+    def __init__(self, gateway: Gateway, wire: Wire, route: str | None = None) -> None:
+        self._gateway, self._wire, self._route = gateway, wire, f"/v1{wire.path}" if route is None else route
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Relay the request, and deliver what the relay hands over."""
-        scope["state"].update(dialect=self._wire.dialect, route=f"/v1{self._wire.path}")
+        scope["state"].update(dialect=self._wire.dialect, route=self._route)
         work = await relay(self._gateway, self._wire, scope, receive)
         scope["state"]["relayed"] = True
         watch = asyncio.ensure_future(_gone(receive)) if work.bid.call.stream else None
@@ -467,6 +538,8 @@ class Problems:
 
 def _check_size(headers: Sequence[tuple[bytes, bytes]]) -> None:
     if len(headers) > MOST_HEADERS or sum(len(name) + len(value) for name, value in headers) > MOST_HEADER_BYTES:
+        if any(name in _CREDENTIALS and len(value) > MOST_HEADER_BYTES for name, value in headers):
+            raise errors.NotAuthenticated()  # a credential of this length is none: no need to look at it
         raise errors.HeadersTooLarge(limit=MOST_HEADER_BYTES)
 
 
@@ -481,8 +554,8 @@ def dialect(scope: Scope) -> str:
         return cast(str, scope["state"]["dialect"])
     if path.startswith("/messages"):
         return "anthropic"
-    vendors = scope["path"].startswith("/v1/") or path.startswith(("/chat", "/responses", "/embeddings", "/models"))
-    return "openai" if vendors else "ours"
+    vendors = path.startswith(("/chat", "/responses", "/embeddings", "/models", MOBILE_CHAT))
+    return "openai" if vendors or scope["path"].startswith("/v1/") else "ours"
 
 
 def _methods(routes: Sequence[BaseRoute], path: str) -> set[str]:

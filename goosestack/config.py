@@ -84,6 +84,13 @@ def _bare_url(value: str) -> str:
     return url
 
 
+def _project_url(value: str) -> str:
+    url = _url(value)
+    if url.endswith(("/auth/v1", "/rest/v1")):
+        raise _Bad("must not end in /auth/v1 or /rest/v1, which are added to it")
+    return url
+
+
 def _token(value: str) -> str:
     if len(value.encode()) < 32:
         raise _Bad("must have at least 32 bytes")
@@ -176,6 +183,23 @@ class Config:
     )
     over_cap: str = option(
         "Prices", "refuse", _choice("refuse", "clamp"), "What happens to a cap that cannot be afforded."
+    )
+
+    supabase_url: str | None = option(
+        "Apps", None, _project_url, "The project whose users may call with their access token."
+    )
+    jwt_secret: str | None = option(
+        "Apps", None, _token, "Its legacy secret (HS256), instead of its published keys (ES256, RS256).", secret=True
+    )
+    supabase_anonymous: bool = option("Apps", "false", _flag, "Whether its anonymous users may call, too.")
+    supabase_check_s: int = option(
+        "Apps", "0", _integer(0, 86_400), "Ask it again after so long whether a token still stands; 0: never."
+    )
+    supabase_anon_key: str | None = option(
+        "Apps", None, _key, "Its anon or publishable key, which it is asked with.", secret=True
+    )
+    chat_default_model: str | None = option(
+        "Apps", None, _text, "The model of POST /api/chat where the caller names none."
     )
 
     signup: str = option("Limits", "open", _choice("open", "closed"), "Whether anyone may make a key (with no credit).")
