@@ -9,11 +9,12 @@ import ipaddress
 import unicodedata
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from goosestack import __version__, accounts, errors, pricing, usage
+from goosestack import __version__, accounts, errors, meters, pricing, usage
 from goosestack.accounts import Principal
 from goosestack.auth import credential
 from goosestack.gateway import Gateway, read_body
@@ -36,10 +37,12 @@ NEW_KEYS_PER_HOUR = 60
 
 @dataclass(slots=True)
 class Health:
-    """What the last check of the books found; kept by the job that makes them."""
+    """What the last check of the books found, kept by the job that makes them; and what else is to be looked at."""
 
     wrong: tuple[str, ...] = ()
     checked_at: str | None = None
+    sinks: tuple[str, ...] = ()
+    """Where usage is reported."""
 
 
 class Api:
@@ -215,13 +218,16 @@ class Api:
     # --- the operator's ---
 
     async def ready(self, request: Request) -> Response:
-        """`GET /readyz`: books, upstreams, disk; 503 where something is wrong."""
+        """`GET /readyz`: books, upstreams, disk; 503 where something is wrong. A meter that lags only degrades it."""
         self._operator(request)
         gateway, health = self._gateway, self._health
+        reported = await self._meters()
         state = {
             "books": {"ok": not health.wrong, "wrong": list(health.wrong), "checked_at": health.checked_at},
             "upstreams": sorted(name for name, provider in gateway.upstreams.providers.items() if provider.key),
             "disk": {"ok": not gateway.store.full},
+            "meters": {sink.pop("sink"): sink for sink in reported},
+            "degraded": any(not sink["ok"] for sink in reported),
             "in_flight": len(gateway.live),
             "stopping": gateway.stopping,
         }
@@ -234,7 +240,18 @@ class Api:
         metrics, gateway = self._gateway.metrics, self._gateway
         metrics.set("goosestack_open_holds", len(gateway.live))
         metrics.set("goosestack_disk_full", int(gateway.store.full))
+        for sink in await self._meters():
+            metrics.meter_lag.set((sink["sink"],), sink["lag"])
+            metrics.meter_lag_seconds.set((sink["sink"],), sink["lag_s"])
+            metrics.dead_letters.set((sink["sink"],), sink["dead_letters"])
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def _meters(self) -> list[dict[str, Any]]:
+        """How far the sinks that are on have got."""
+        if not self._health.sinks:
+            return []
+        known = await self._gateway.store.read(meters.status, self._gateway.now())
+        return [sink for sink in known if sink["sink"] in self._health.sinks]
 
     def _operator(self, request: Request) -> None:
         """Raise NotPermitted unless the request comes from this machine or bears the operator's token."""

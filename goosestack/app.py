@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import asynccontextmanager
@@ -36,8 +37,14 @@ from goosestack.gateway import Gateway, relay
 from goosestack.http import Client
 from goosestack.limits import RateLimit, address_bucket
 from goosestack.logs import Log, redact_bytes
+from goosestack.meters import Meter
 from goosestack.metrics import Metrics
 from goosestack.relay import Limits
+from goosestack.sinks import Sink
+from goosestack.sinks.openmeter import OpenMeter
+from goosestack.sinks.stripe_meter import StripeMeter
+from goosestack.sinks.supabase import Supabase as SupabaseTable
+from goosestack.sinks.webhook import Webhook
 from goosestack.store import Store
 from goosestack.store.sqlite import Lock, SqliteStore, refuse_if_exposed, sqlite_warning
 from goosestack.tokenizer import Tokenizer
@@ -124,6 +131,7 @@ class Parts:
     api: Api
     health: Health
     supabase: Supabase | None = None
+    meters: tuple[Meter, ...] = ()
 
 
 class Jobs:
@@ -211,8 +219,12 @@ async def running(config: Config) -> AsyncIterator[Parts]:
                 now=utc_now,
             )
             signups = RateLimit(config.signups_per_hour, 3600, "signup") if config.signup == "open" else None
-            health = Health(checked_at=utc_now())
-            parts = Parts(config, store, gateway, Api(gateway, health, signups, config.admin_token), health, supabase)
+            health = Health(checked_at=utc_now(), sinks=config.meters)
+            meters = tuple(
+                Meter(store, sink, gateway, utc_now, random.SystemRandom()) for sink in sinks_of(config, client)
+            )
+            api = Api(gateway, health, signups, config.admin_token)
+            parts = Parts(config, store, gateway, api, health, supabase, meters)
             async with _beside(parts):
                 # what is loaded now lives as long as the process: collecting garbage need not look at it again
                 gc.collect()
@@ -233,6 +245,7 @@ async def _beside(parts: Parts) -> AsyncIterator[None]:
     jobs = Jobs(parts)
     tasks = [asyncio.create_task(jobs.every(name, seconds)) for name, seconds in JOBS]
     tasks.append(asyncio.create_task(jobs.once("fetch_keys")))  # before the first caller needs them
+    tasks += [asyncio.create_task(meter.run()) for meter in parts.meters]
     server = await admin.listen(admin.Admin(parts.store, utc_now, parts.gateway), parts.config.db_path)
     try:
         yield
@@ -330,6 +343,62 @@ def supabase_of(config: Config, store: Store, client: Client) -> Supabase | None
         check=check,
         now=utc_now,
     )
+
+
+def sinks_of(config: Config, client: Client) -> list[Sink]:
+    """Where usage is reported. Raises Refusal where a sink lacks what it cannot do without."""
+
+    def needed(name: str, value: str | None) -> str:
+        if value is None:
+            raise Refusal(f"METERS has {sink}, which needs {name}")
+        return value
+
+    issuer = "" if config.supabase_url is None else f"{config.supabase_url}/auth/v1"
+    found: list[Sink] = []
+    for sink in config.meters:
+        if sink == "stripe_meter":
+            found.append(
+                StripeMeter(
+                    client,
+                    config.stripe_api_base,
+                    needed("STRIPE_SECRET_KEY", config.stripe_secret_key),
+                    utc_now,
+                    event_name=needed("STRIPE_METER_EVENT", config.stripe_meter_event),
+                    value=config.stripe_meter_value,
+                    payers=config.stripe_meter_payers,
+                    by_minute=config.stripe_meter_by_minute,
+                )
+            )
+        elif sink == "openmeter":
+            if config.openmeter_subject == "supabase_id":
+                needed("SUPABASE_URL for OPENMETER_SUBJECT=supabase_id", config.supabase_url)
+            found.append(
+                OpenMeter(
+                    client,
+                    needed("OPENMETER_URL", config.openmeter_url),
+                    config.openmeter_token,
+                    source=config.openmeter_source,
+                    type=config.openmeter_event_type,
+                    subject=config.openmeter_subject,
+                    issuer=issuer,
+                )
+            )
+        elif sink == "supabase":
+            found.append(
+                SupabaseTable(
+                    client,
+                    needed("SUPABASE_URL", config.supabase_url),
+                    needed("SUPABASE_SERVICE_KEY", config.supabase_service_key),
+                    table=config.supabase_usage_table,
+                    columns=dict(column.split("=", 1) for column in config.supabase_usage_columns),
+                    issuer=issuer,
+                )
+            )
+        else:
+            url = needed("METER_WEBHOOK_URL", config.meter_webhook_url)
+            secret = needed("METER_WEBHOOK_SECRET", config.meter_webhook_secret)
+            found.append(Webhook(client, url, secret, utc_now))
+    return found
 
 
 def policy_of(config: Config) -> Policy:

@@ -23,8 +23,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("", "errors"),
     ("config", "wire", "store", "http", "logs", "metrics", "stream"),
     ("ledger", "pricing", "tokenizer", "demo"),
-    ("accounts", "limits", "upstream"),
-    ("auth", "supabase", "bidding", "usage"),
+    ("accounts", "limits", "sinks", "upstream"),
+    ("auth", "supabase", "bidding", "meters", "usage"),
     ("costing",),
     ("relay",),
     ("gateway",),
@@ -44,6 +44,7 @@ FAMILIES: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ("mobile_chat",),
     ),
     "store": (("", "migrations"), ("sqlite",)),
+    "sinks": (("",), ("openmeter", "stripe_meter", "supabase", "webhook")),
     "demo": (
         ("strict", "postgrest"),
         ("faults", "supabase"),
