@@ -96,7 +96,7 @@ class KeySet:
     def __init__(self, client: Client, issuer: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._client, self._url, self._clock = client, URL(f"{issuer}/.well-known/jwks.json"), clock
         self._keys: dict[str, jwt.PyJWK] = {}
-        self._tried_at: float | None = None
+        self._looked_at: float | None = None
         self._had = False
         self._fetching: asyncio.Task[None] | None = None
         self._published: list[dict[str, Any]] = []
@@ -116,7 +116,8 @@ class KeySet:
         """Fetch the keys unless that was just tried; whoever comes meanwhile waits for the same answer."""
         if self._fetching is None:
             wait = REFETCH_S if self._had else FIRST_S
-            if self._tried_at is None or self._clock() - self._tried_at >= wait:
+            if self._looked_at is None or self._clock() - self._looked_at >= wait:
+                self._looked_at = self._clock()
                 self._fetching = asyncio.create_task(self._try())
         if self._fetching is not None:
             await asyncio.shield(self._fetching)  # a caller who leaves takes it away from nobody
@@ -133,7 +134,6 @@ class KeySet:
 
     async def fetch(self) -> None:
         """See `Keys.fetch`."""
-        self._tried_at = self._clock()
         status, body = await _get(self._client, self._url, {})
         if status != 200:
             raise Broken(f"status {status} for the keys")
@@ -210,17 +210,27 @@ class Supabase:
         if len(credential) > MOST_TOKEN or _TOKEN.fullmatch(credential) is None:
             return None
         digest = sha256(credential.encode()).digest()
-        known = self._known.get(digest)
-        if known is None or known.generation != self._keys.generation or known.expires_at <= time.time():
-            known = await self._verify(credential)
-            if known is None:
+        known = self._remembered(digest)
+        if known is None:
+            verified = await self._verify(credential)
+            if verified is None:
                 return None
-            if len(self._known) >= MOST_KNOWN:
-                self._known.clear()
-            self._known[digest] = known
+            known = self._remembered(digest)  # another request with it may have been faster
+            if known is None:
+                known = verified
+                if len(self._known) >= MOST_KNOWN:
+                    self._known.clear()
+                self._known[digest] = known
         if self._check is not None:
             await self._still_stands(credential, known, self._check)
         return known.principal if known.stands else None
+
+    def _remembered(self, digest: bytes) -> _Known | None:
+        """What is known of a token, as long as it holds."""
+        known = self._known.get(digest)
+        if known is None or known.generation != self._keys.generation or known.expires_at <= time.time():
+            return None
+        return known
 
     async def fetch_keys(self) -> None:
         """Have the project's keys of now: called every few minutes, so that one that was withdrawn is not believed for

@@ -23,7 +23,8 @@ What a test tells it, in JSON, each answered with JSON:
     GET    /control/tables/TABLE  -> {"rows"}
     POST   /control/faults        {"path", "status", "stall_s", "drop", "done", "times"}: what begins with `path` fails
                                   (`times` times, default 1; 0: until cleared): after `stall_s` seconds, by a `status`
-                                  or by a dropped connection; `done`: after the work was done
+                                  (default 500; null: it is only late) or a dropped connection; `done`: after the work
+                                  was done
     DELETE /control/faults        all is well again
     GET    /control/requests      -> {"requests": [{"method", "path", "query", "headers", "body", "status"}]}
     DELETE /control/requests      forget them
@@ -93,7 +94,7 @@ class Fault:
     """What goes wrong with requests whose path begins so."""
 
     path: str
-    status: int = 500
+    status: int | None = 500
     stall_s: float = 0.0
     drop: bool = False
     done: bool = False
@@ -219,8 +220,9 @@ class Front:
                 assert request.transport is not None
                 request.transport.abort()
                 return web.Response()
-            answer = web.json_response({"code": None, "message": "a fault was ordered"}, status=fault.status)
-        assert answer is not None
+            if fault.status is not None:
+                answer = web.json_response({"code": None, "message": "a fault was ordered"}, status=fault.status)
+        answer = await handler(request) if answer is None else answer
         seen["status"] = answer.status
         return answer
 
