@@ -438,7 +438,8 @@ def create_app(parts: Parts) -> Front:
         expose_headers=EXPOSED,
     )
     wires = {path: WireEndpoint(parts.gateway, wire) for wire in WIRES for path in _paths(wire)}
-    wires[MOBILE_CHAT] = WireEndpoint(parts.gateway, mobile_chat(parts), MOBILE_CHAT)
+    mobile = mobile_chat(parts.gateway.upstreams, parts.config.chat_default_model, lambda: parts.gateway.now()[:10])
+    wires[MOBILE_CHAT] = WireEndpoint(parts.gateway, mobile, MOBILE_CHAT)
     starlette = Starlette(
         routes=list(_routes(parts, wires)),
         middleware=[*([cors] if origins else []), Middleware(Problems, gateway=parts.gateway)],
@@ -449,9 +450,8 @@ def create_app(parts: Parts) -> Front:
     return Front(starlette, direct, parts.gateway)
 
 
-def mobile_chat(parts: Parts) -> MobileChat:
+def mobile_chat(upstreams: Upstreams, default: str | None, today: Callable[[], str]) -> MobileChat:
     """What apps ask for, in the words of the models that are sold. Raises Refusal for a default that is not."""
-    upstreams, default = parts.gateway.upstreams, parts.config.chat_default_model
 
     def traits(name: str) -> Traits:
         try:
@@ -459,13 +459,13 @@ def mobile_chat(parts: Parts) -> MobileChat:
         except errors.ModelNotFound:
             return Traits()
         assert model is not None
-        retired = model.retires is not None and model.retires <= parts.gateway.now()[:10]
+        retired = model.retires is not None and model.retires <= today()
         return Traits(model.reasoning, model.retires if retired else None)
 
     wire = MobileChat(default, traits)
     if default is not None:
         try:
-            upstreams.offer(wire, default, parts.gateway.now()[:10])
+            upstreams.offer(wire, default, today())
         except errors.ModelNotFound as error:
             raise Refusal(f"CHAT_DEFAULT_MODEL: {error.message}") from None
     return wire
