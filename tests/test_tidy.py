@@ -47,7 +47,7 @@ FAMILIES: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "sinks": (("",), ("openmeter", "stripe_meter", "supabase", "webhook")),
     "demo": (
         ("strict", "postgrest"),
-        ("faults", "supabase"),
+        ("faults", "openmeter", "supabase"),
         ("directive",),
         ("answer",),
         ("openai", "anthropic", "delivery"),
