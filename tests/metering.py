@@ -110,7 +110,7 @@ class Wire:
     """Between the sinks and the receivers, which are told apart by their hosts. `faults` come in this order:
 
     `refused` (no connection), `lost`, `lost after` (no answer, and the effect), `503`, `503 after` and other statuses,
-    `page after` (a web page in place of the answer), `crash`, `crash after`; `fine` is none.
+    `page after` (a web page in place of a good answer), `crash`, `crash after`; `fine` is none.
     """
 
     def __init__(self, receivers: Mapping[str, Receiver]) -> None:
@@ -141,9 +141,9 @@ class Wire:
             case "crash":
                 self.dead = True
                 raise Crash
-            case "page":
+            case "page" if reply.status < 300:
                 return Answer(Reply(200, b"<html>Just a moment", {"content-type": "text/html"}))
-        return Answer(Reply(int(kind), b"a fault was ordered", self.headers))
+        return Answer(reply if kind == "page" else Reply(int(kind), b"a fault was ordered", self.headers))
 
 
 @dataclass

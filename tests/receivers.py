@@ -13,7 +13,6 @@ import base64
 import hashlib
 import hmac
 import json
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -135,7 +134,8 @@ class Process:
     def start(self, port: int = 0) -> None:
         """Start it: what it had is forgotten."""
         args = [*self._args, "--port", str(port)]
-        self.program = Program(args, bare_environment(), self._folder / f"{self._args[0]}.out", self._folder)
+        output = self._folder / f"{'-'.join(self._args[:2])}.out"
+        self.program = Program(args, bare_environment(), output, self._folder)
         self.url = self.program.wait_for(r"listening on (\S+)").group(1)
 
     @property
@@ -156,9 +156,6 @@ class Process:
     def events(self) -> list[Json]:
         told: list[Json] = self.tell("GET", "events")["events"]
         return told
-
-    def stop(self) -> None:
-        self.program.stop(signal.SIGKILL)
 
 
 def main(kind: str, secret: str, port: int) -> None:
