@@ -266,7 +266,7 @@ def test_every_python_block_can_be_parsed() -> None:
 
 
 SUPABASE_JS = """export const createClient = (url, key) => ({
-  auth: { getSession: async () => ({ data: { session: { access_token: process.env.TOKEN } } }) },
+  auth: { getSession: async () => ({ data: { "session": { access_token: process.env.TOKEN } } }) },
 });
 """
 """As much of that library as the block needs: it gives the token that the project gave."""
