@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from goosestack import accounts, ledger
+from goosestack import accounts, ledger, meters
 from goosestack.errors import Refusal, StoreUnavailable
 from goosestack.gateway import Gateway
 from goosestack.store import Store, Tx
@@ -54,7 +54,7 @@ class Admin:
             raise VerbError(f"there is no verb {verb}")
         try:
             return await method(self, **args)
-        except (accounts.AccountError, ledger.LedgerError) as error:
+        except (accounts.AccountError, ledger.LedgerError, meters.MeterError) as error:
             raise VerbError(str(error)) from error
         except StoreUnavailable as error:
             raise VerbError(f"the database cannot be written: {error.__cause__ or error}") from error
@@ -101,7 +101,27 @@ class Admin:
         books = await self._store.read(_check, full)
         if not books.wrong:
             await self._store.write(ledger.verify, books, self._now())
-        return {"ok": not books.wrong, "accounts": books.accounts, "wrong": books.wrong}
+        reported = await self.meters_status(0)
+        return {"ok": not books.wrong, "accounts": books.accounts, "wrong": books.wrong, "meters": reported}
+
+    async def meters_status(self, letters: int) -> Answer:
+        """How far each sink has got; so many of the dead letters of each."""
+        return await self._store.read(_meters_status, letters, self._now())
+
+    async def meters_retry(self, sink: str, id: str | None) -> Answer:
+        """Send dead letters again, and end any wait."""
+        return {"sink": sink, "retried": await self._store.write(meters.retry, sink, id)}
+
+    async def meters_discard(self, sink: str, id: str) -> Answer:
+        """Give up on a dead letter."""
+        await self._store.write(meters.discard, sink, id)
+        return {"sink": sink, "discarded": id}
+
+    async def meters_replay(self, sink: str, since: str, force: bool) -> Answer:
+        """Report again what settled since a time."""
+        after = await self._store.read(meters.last_before, since)
+        rows = await self._store.write(meters.replay, sink, since, after, self._now(), force=force)
+        return {"sink": sink, "since": since, "rows": rows}
 
 
 VERBS: Mapping[str, Callable[..., Awaitable[Answer]]] = {
@@ -114,6 +134,10 @@ VERBS: Mapping[str, Callable[..., Awaitable[Answer]]] = {
     "credit_grant": Admin.credit_grant,
     "credit_show": Admin.credit_show,
     "check": Admin.check,
+    "meters_status": Admin.meters_status,
+    "meters_retry": Admin.meters_retry,
+    "meters_discard": Admin.meters_discard,
+    "meters_replay": Admin.meters_replay,
 }
 
 
@@ -145,6 +169,10 @@ def _show_credit(tx: Tx, user: str) -> Answer:
 
 def _check(tx: Tx, full: bool) -> ledger.Books:
     return ledger.check(tx, full=full)
+
+
+def _meters_status(tx: Tx, letters: int, now: str) -> Answer:
+    return [{**sink, "dead": meters.dead_letters(tx, sink["sink"], letters)} for sink in meters.status(tx, now)]
 
 
 # --- over the socket, or on the file --------------------------------------------------------------------------

@@ -9,11 +9,12 @@ import ipaddress
 import unicodedata
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from goosestack import __version__, accounts, errors, pricing, usage
+from goosestack import __version__, accounts, errors, meters, pricing, usage
 from goosestack.accounts import Principal
 from goosestack.auth import credential
 from goosestack.gateway import Gateway, read_body
@@ -36,10 +37,12 @@ NEW_KEYS_PER_HOUR = 60
 
 @dataclass(slots=True)
 class Health:
-    """What the last check of the books found; kept by the job that makes them."""
+    """What the last check of the books found, kept by the job that makes them; and what else is to be looked at."""
 
     wrong: tuple[str, ...] = ()
     checked_at: str | None = None
+    sinks: tuple[str, ...] = ()
+    """Where usage is reported."""
 
 
 class Api:
@@ -144,7 +147,21 @@ class Api:
         self._gateway.end_of_key(key_id)
         return JSONResponse({"id": key_id, "revoked": True})
 
-    # --- usage and holds ---
+    # --- the caller, usage and holds ---
+
+    async def me(self, request: Request) -> Response:
+        """`GET /api/me`: who calls, what they may still use, how often they may ask. What belongs to a plan is null
+        where none rations them."""
+        caller = await self._caller(request)
+        gateway = self._gateway
+        answer = await gateway.store.read(_me, caller.user_id)
+        limits = {
+            "requests": gateway.rate_limit.requests,
+            "window_s": gateway.rate_limit.window_s,
+            "in_flight": None if gateway.limits.max_in_flight == 0 else gateway.limits.max_in_flight,
+        }
+        plan = dict.fromkeys(("plan", "used", "remaining", "reset"))
+        return JSONResponse({"user": answer["user"], **plan, "limits": limits, "balance": answer["balance"]})
 
     async def usage(self, request: Request) -> Response:
         """`GET /v1/usage`: balance, what was used, the latest requests; `?since&until&limit&cursor`, `format=csv`."""
@@ -201,13 +218,16 @@ class Api:
     # --- the operator's ---
 
     async def ready(self, request: Request) -> Response:
-        """`GET /readyz`: books, upstreams, disk; 503 where something is wrong."""
+        """`GET /readyz`: books, upstreams, disk; 503 where something is wrong. A meter that lags only degrades it."""
         self._operator(request)
         gateway, health = self._gateway, self._health
+        reported = await self._meters()
         state = {
             "books": {"ok": not health.wrong, "wrong": list(health.wrong), "checked_at": health.checked_at},
             "upstreams": sorted(name for name, provider in gateway.upstreams.providers.items() if provider.key),
             "disk": {"ok": not gateway.store.full},
+            "meters": {sink.pop("sink"): sink for sink in reported},
+            "degraded": any(not sink["ok"] for sink in reported),
             "in_flight": len(gateway.live),
             "stopping": gateway.stopping,
         }
@@ -220,7 +240,18 @@ class Api:
         metrics, gateway = self._gateway.metrics, self._gateway
         metrics.set("goosestack_open_holds", len(gateway.live))
         metrics.set("goosestack_disk_full", int(gateway.store.full))
+        for sink in await self._meters():
+            metrics.meter_lag.set((sink["sink"],), sink["lag"])
+            metrics.meter_lag_seconds.set((sink["sink"],), sink["lag_s"])
+            metrics.dead_letters.set((sink["sink"],), sink["dead_letters"])
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def _meters(self) -> list[dict[str, Any]]:
+        """How far the sinks that are on have got."""
+        if not self._health.sinks:
+            return []
+        known = await self._gateway.store.read(meters.status, self._gateway.now())
+        return [sink for sink in known if sink["sink"] in self._health.sinks]
 
     def _operator(self, request: Request) -> None:
         """Raise NotPermitted unless the request comes from this machine or bears the operator's token."""
@@ -238,6 +269,11 @@ class Api:
 
 def _keys_of(tx: Tx, user_id: str) -> list[dict[str, object]]:
     return [{name: key[name] for name in key if name != "user_id"} for key in accounts.list_keys(tx, user_id)]
+
+
+def _me(tx: Tx, user_id: str) -> dict[str, object]:
+    funds = accounts.funds(tx, user_id)
+    return {"user": accounts.show_user(tx, user_id), "balance": {**funds, "balance_usd": _usd(funds["balance_cents"])}}
 
 
 def _usage(

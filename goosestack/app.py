@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -22,9 +24,9 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Route
 
-from goosestack import __version__, admin, ledger, pricing
+from goosestack import __version__, admin, errors, ledger, pricing
 from goosestack.api import Api, Health
-from goosestack.auth import Keys
+from goosestack.auth import Identifier, Keys
 from goosestack.bidding import Policy
 from goosestack.config import Config, tokenizer_folder
 from goosestack.errors import Refusal
@@ -33,17 +35,27 @@ from goosestack.gateway import Gateway
 from goosestack.http import Client
 from goosestack.limits import RateLimit
 from goosestack.logs import Log
+from goosestack.meters import Meter
 from goosestack.metrics import Metrics
 from goosestack.payers import CreditFunding
 from goosestack.relay import Limits
+from goosestack.sinks import Sink
+from goosestack.sinks.openmeter import OpenMeter
+from goosestack.sinks.stripe_meter import StripeMeter
+from goosestack.sinks.supabase import Supabase as SupabaseTable
+from goosestack.sinks.webhook import Webhook
+from goosestack.store import Store
 from goosestack.store.sqlite import Lock, SqliteStore, refuse_if_exposed, sqlite_warning
 from goosestack.tokenizer import Tokenizer
 from goosestack.upstream import Provider, Upstreams
-from goosestack.wire import Wire
+from goosestack.wire import Wire, mobile_chat
 from goosestack.wire.anthropic_messages import AnthropicCountTokens, AnthropicMessages
 from goosestack.wire.openai_chat import OpenAIChat
 from goosestack.wire.openai_embeddings import OpenAIEmbeddings
 from goosestack.wire.openai_responses import OpenAIResponses
+
+if TYPE_CHECKING:
+    from goosestack.supabase import Supabase
 
 WIRES: tuple[Wire, ...] = (
     OpenAIChat(),
@@ -65,13 +77,14 @@ ROUTES: tuple[tuple[str, str, str], ...] = (
     ("GET", "/v1/usage", "usage"),
     ("GET", "/v1/holds", "holds"),
     ("DELETE", "/v1/holds/{id}", "end_hold"),
+    ("GET", "/api/me", "me"),
     ("GET", "/readyz", "ready"),
     ("GET", "/metrics", "metrics"),
 )
 """Our own endpoints: method, path, and the method of `Api` that answers. The wire formats' routes are in `WIRES`;
 theirs and those of models also answer without `/v1`, and, since clients append it twice, with two of it."""
 
-JOBS: tuple[tuple[str, float], ...] = (("tick", 1.0), ("journal", 2.0), ("check", 300.0))
+JOBS: tuple[tuple[str, float], ...] = (("tick", 1.0), ("journal", 2.0), ("check", 300.0), ("fetch_keys", 600.0))
 """What runs every so many seconds beside the requests: methods of `Jobs`."""
 
 EXPOSED = (
@@ -101,6 +114,8 @@ class Parts:
     gateway: Gateway
     api: Api
     health: Health
+    supabase: Supabase | None = None
+    meters: tuple[Meter, ...] = ()
 
 
 class Jobs:
@@ -128,15 +143,23 @@ class Jobs:
         else:
             await parts.store.write(ledger.verify, books, parts.gateway.now())
 
+    async def fetch_keys(self) -> None:
+        """Have the sign-in service's keys of now."""
+        if self._parts.supabase is not None:
+            await self._parts.supabase.fetch_keys()
+
     async def every(self, name: str, seconds: float) -> None:
         """Run one of them forever; a failure is logged, and the next turn comes."""
-        job = getattr(self, name)
         while True:
             await asyncio.sleep(seconds)
-            try:
-                await job()
-            except Exception as error:
-                self._parts.gateway.alert("job", job=name, error=type(error).__name__)
+            await self.once(name)
+
+    async def once(self, name: str) -> None:
+        """Run one of them now; a failure is logged."""
+        try:
+            await getattr(self, name)()
+        except Exception as error:
+            self._parts.gateway.alert("job", job=name, error=type(error).__name__)
 
 
 # --- the life of the daemon -----------------------------------------------------------------------------------
@@ -162,11 +185,12 @@ async def running(config: Config) -> AsyncIterator[Parts]:
         try:
             process_id = await open_books(store, log)
             client = Client()
-            policy = policy_of(config)
+            policy, supabase = policy_of(config), supabase_of(config, store, client)
+            identifiers: list[Identifier] = [Keys(store)]
             gateway = Gateway(
                 store=store,
                 process_id=process_id,
-                identifiers=(Keys(store),),
+                identifiers=identifiers if supabase is None else [*identifiers, supabase],
                 fundings=(CreditFunding(policy.terms, policy.public_url),),
                 upstreams=Upstreams(providers, book),
                 client=client,
@@ -180,8 +204,12 @@ async def running(config: Config) -> AsyncIterator[Parts]:
                 now=utc_now,
             )
             signups = RateLimit(config.signups_per_hour, 3600, "signup") if config.signup == "open" else None
-            health = Health(checked_at=utc_now())
-            parts = Parts(config, store, gateway, Api(gateway, health, signups, config.admin_token), health)
+            health = Health(checked_at=utc_now(), sinks=config.meters)
+            meters = tuple(
+                Meter(store, sink, gateway, utc_now, random.SystemRandom()) for sink in sinks_of(config, client)
+            )
+            api = Api(gateway, health, signups, config.admin_token)
+            parts = Parts(config, store, gateway, api, health, supabase, meters)
             async with _beside(parts):
                 # what is loaded now lives as long as the process: collecting garbage need not look at it again
                 gc.collect()
@@ -201,6 +229,8 @@ async def _beside(parts: Parts) -> AsyncIterator[None]:
     """The jobs and the operator's socket, until the last relay has settled."""
     jobs = Jobs(parts)
     tasks = [asyncio.create_task(jobs.every(name, seconds)) for name, seconds in JOBS]
+    tasks.append(asyncio.create_task(jobs.once("fetch_keys")))  # before the first caller needs them
+    tasks += [asyncio.create_task(meter.run()) for meter in parts.meters]
     server = await admin.listen(admin.Admin(parts.store, utc_now, parts.gateway), parts.config.db_path)
     try:
         yield
@@ -274,6 +304,88 @@ def providers_of(config: Config) -> dict[str, Provider]:
     return {provider.name: provider for provider in made}
 
 
+def supabase_of(config: Config, store: Store, client: Client) -> Supabase | None:
+    """The Supabase project whose users may call; None where there is none. Raises Refusal."""
+    if config.supabase_url is None:
+        if config.jwt_secret is not None or config.supabase_check_s:
+            raise Refusal("JWT_SECRET and SUPABASE_CHECK_S need SUPABASE_URL, which says whose tokens are meant")
+        return None
+    if config.supabase_check_s and config.supabase_anon_key is None:
+        raise Refusal("SUPABASE_CHECK_S needs SUPABASE_ANON_KEY, which the project is asked with")
+    try:
+        from goosestack import supabase  # only where it is on: PyJWT and cryptography are large
+    except ImportError:
+        raise Refusal("SUPABASE_URL needs PyJWT and cryptography: install goosestack[supabase]") from None
+    issuer, secret, check = f"{config.supabase_url}/auth/v1", config.jwt_secret, None
+    if config.supabase_check_s and config.supabase_anon_key is not None:
+        check = supabase.Check(config.supabase_anon_key, config.supabase_check_s)
+    return supabase.Supabase(
+        store=store,
+        client=client,
+        issuer=issuer,
+        keys=supabase.KeySet(client, issuer) if secret is None else supabase.Secret(secret),
+        anonymous=config.supabase_anonymous,
+        check=check,
+        now=utc_now,
+    )
+
+
+def sinks_of(config: Config, client: Client) -> list[Sink]:
+    """Where usage is reported. Raises Refusal where a sink lacks what it cannot do without."""
+
+    def needed(name: str, value: str | None) -> str:
+        if value is None:
+            raise Refusal(f"METERS has {sink}, which needs {name}")
+        return value
+
+    issuer = "" if config.supabase_url is None else f"{config.supabase_url}/auth/v1"
+    found: list[Sink] = []
+    for sink in config.meters:
+        if sink == "stripe_meter":
+            found.append(
+                StripeMeter(
+                    client,
+                    config.stripe_api_base,
+                    needed("STRIPE_SECRET_KEY", config.stripe_secret_key),
+                    utc_now,
+                    event_name=needed("STRIPE_METER_EVENT", config.stripe_meter_event),
+                    value=config.stripe_meter_value,
+                    payers=config.stripe_meter_payers,
+                    by_minute=config.stripe_meter_by_minute,
+                )
+            )
+        elif sink == "openmeter":
+            if config.openmeter_subject == "supabase_id":
+                needed("SUPABASE_URL for OPENMETER_SUBJECT=supabase_id", config.supabase_url)
+            found.append(
+                OpenMeter(
+                    client,
+                    needed("OPENMETER_URL", config.openmeter_url),
+                    config.openmeter_token,
+                    source=config.openmeter_source,
+                    type=config.openmeter_event_type,
+                    subject=config.openmeter_subject,
+                    issuer=issuer,
+                )
+            )
+        elif sink == "supabase":
+            found.append(
+                SupabaseTable(
+                    client,
+                    needed("SUPABASE_URL", config.supabase_url),
+                    needed("SUPABASE_SERVICE_KEY", config.supabase_service_key),
+                    table=config.supabase_usage_table,
+                    columns=dict(column.split("=", 1) for column in config.supabase_usage_columns),
+                    issuer=issuer,
+                )
+            )
+        else:
+            url = needed("METER_WEBHOOK_URL", config.meter_webhook_url)
+            secret = needed("METER_WEBHOOK_SECRET", config.meter_webhook_secret)
+            found.append(Webhook(client, url, secret, utc_now))
+    return found
+
+
 def policy_of(config: Config) -> Policy:
     """What a quote depends on."""
     whole = ledger.GRAINS["usd_cents"] if config.rounding == "request" else 1
@@ -311,6 +423,8 @@ def create_app(parts: Parts) -> Front:
         expose_headers=EXPOSED,
     )
     wires = {path: WireEndpoint(parts.gateway, wire) for wire in WIRES for path in _paths(wire)}
+    mobile = mobile_chat_of(parts.gateway.upstreams, parts.config.chat_default_model, lambda: parts.gateway.now()[:10])
+    wires[mobile_chat.ROUTE] = WireEndpoint(parts.gateway, mobile, mobile_chat.ROUTE)
     starlette = Starlette(
         routes=list(_routes(parts, wires)),
         middleware=[*([cors] if origins else []), Middleware(Problems, gateway=parts.gateway)],
@@ -319,6 +433,27 @@ def create_app(parts: Parts) -> Front:
     starlette.router.redirect_slashes = False  # it would answer with a URL made of whatever `Host` the caller sent
     direct = {path: Problems(endpoint, parts.gateway) for path, endpoint in wires.items()}
     return Front(starlette, direct, parts.gateway)
+
+
+def mobile_chat_of(upstreams: Upstreams, default: str | None, today: Callable[[], str]) -> mobile_chat.MobileChat:
+    """What apps ask for, in the words of the models that are sold. Raises Refusal for a default that is not."""
+
+    def traits(name: str) -> mobile_chat.Traits:
+        try:
+            model = upstreams.offer(wire, name, "").model  # as of no day, on which none is retired yet
+        except errors.ModelNotFound:
+            return mobile_chat.Traits()
+        assert model is not None
+        retired = model.retires is not None and model.retires <= today()
+        return mobile_chat.Traits(model.reasoning, model.retires if retired else None)
+
+    wire = mobile_chat.MobileChat(default, traits)
+    if default is not None:
+        try:
+            upstreams.offer(wire, default, today())
+        except errors.ModelNotFound as error:
+            raise Refusal(f"CHAT_DEFAULT_MODEL: {error.message}") from None
+    return wire
 
 
 def _paths(wire: Wire) -> list[str]:

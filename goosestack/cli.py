@@ -163,6 +163,7 @@ async def _serve_demo(config: Config) -> None:
                 anthropic_base_url=f"http://127.0.0.1:{port}",
                 openrouter_api_key=None,
                 litellm_base_url=None,
+                meters=(),
             )
             made = await _fund_demo(config)
             await _serve(config, lambda address: click.echo(demo_text(address, made["api_key"])))
@@ -443,6 +444,64 @@ def credit_show(user_name: str, as_json: bool) -> None:
     _print(funds, as_json, text)
 
 
+# --- metering -------------------------------------------------------------------------------------------------
+
+SINK = click.argument("sink", type=click.Choice(settings.SINKS))
+
+
+@main.group()
+def meters() -> None:
+    """Where usage is reported. SINK is one of METERS; what it was not told yet waits for it, however long."""
+
+
+@meters.command("status")
+@click.option("--letters", type=click.IntRange(0, 1_000), default=20, help="How many dead letters to show.")
+@JSON
+def meters_status(letters: int, as_json: bool) -> None:
+    """Show how far each sink has got, and what its receiver refused (its dead letters)."""
+    found, lines = ask("meters_status", letters=letters), []
+    for sink in found:
+        lines += [_meter_line(sink), *(f"  {letter['id']}  {letter['reason']}" for letter in sink["dead"])]
+    _print(found, as_json, "\n".join(lines))
+
+
+def _meter_line(sink: Mapping[str, Any]) -> str:
+    waits = f", {sink['lag_s']:.0f} s" if sink["lag"] else ""
+    error = f"; waits until {sink['retry_at']}: {sink['error']}" if sink["error"] else ""
+    return f"{sink['sink']}: {sink['lag']} requests behind{waits}, {sink['dead_letters']} dead letters{error}"
+
+
+@meters.command("retry")
+@SINK
+@click.argument("id", metavar="[EVENT]", required=False)
+@JSON
+def meters_retry(sink: str, id: str | None, as_json: bool) -> None:
+    """Send dead letters again, one or all of them, and try at once where the sink waits."""
+    done = ask("meters_retry", sink=sink, id=id)
+    _print(done, as_json, f"{done['retried']} dead letters of {sink} are sent again")
+
+
+@meters.command("discard")
+@SINK
+@click.argument("id", metavar="EVENT")
+@JSON
+def meters_discard(sink: str, id: str, as_json: bool) -> None:
+    """Give up on a dead letter: it will never be reported."""
+    done = ask("meters_discard", sink=sink, id=id)
+    _print(done, as_json, f"{id} of {sink} is discarded")
+
+
+@meters.command("replay")
+@SINK
+@click.option("--since", required=True, help="A date or time as 2026-12-31 (UTC).")
+@click.option("--force", is_flag=True, help="Also where the receiver may have forgotten ids that it has counted.")
+@JSON
+def meters_replay(sink: str, since: str, force: bool, as_json: bool) -> None:
+    """Report everything again that settled since a time, to a receiver that has lost it. Never to Stripe."""
+    done = ask("meters_replay", sink=sink, since=_time(since), force=force)
+    _print(done, as_json, f"{done['rows']} requests are reported to {sink} again")
+
+
 # --- books, backup, restore -----------------------------------------------------------------------------------
 
 
@@ -452,7 +511,8 @@ def credit_show(user_name: str, as_json: bool) -> None:
 def check(full: bool, as_json: bool) -> None:
     """Recompute the books from the rows; exit code 1 where they do not add up."""
     found = ask("check", full=full)
-    text = "\n".join([*found["wrong"], f"{found['accounts']} accounts, {len(found['wrong'])} differences"])
+    lines = [*found["wrong"], f"{found['accounts']} accounts, {len(found['wrong'])} differences"]
+    text = "\n".join([*lines, *(_meter_line(sink) for sink in found["meters"])])
     _print(found, as_json, text)
     sys.exit(0 if found["ok"] else 1)
 

@@ -74,10 +74,24 @@ class CredentialConflict(Problem):
 
 
 class NotAuthenticated(Problem):
-    """No valid API key. Send `Authorization: Bearer gsk_...` or `x-api-key: gsk_...`."""
+    """No valid API key or access token. Send it as `Authorization: Bearer ...` or `x-api-key: ...`."""
 
     status, type = 401, "authentication_error"
     openai, anthropic = ("invalid_request_error", "invalid_api_key"), "authentication_error"
+
+
+class TokenExpired(Problem):
+    """The access token has expired; get a new one and ask again."""
+
+    status, type = 401, "authentication_error"
+    openai, anthropic = ("invalid_request_error", "token_expired"), "authentication_error"
+
+
+class SignInUnavailable(Problem):
+    """The sign-in service cannot be asked whether the access token is good; try again in a moment."""
+
+    status, type = 503, "overloaded_error"
+    openai, anthropic = ("service_unavailable_error", "sign_in_unavailable"), "overloaded_error"
 
 
 class NotPermitted(Problem):

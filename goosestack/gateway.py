@@ -37,7 +37,7 @@ class Gateway(Desk):
     fundings: Sequence[Funding]
     """Who pays, in the order in which they are asked."""
     rate_limit: RateLimit
-    """Per key."""
+    """Per key, or, of a caller without one, per user."""
     strangers: RateLimit
     """Per address, for whoever proves nothing."""
     stopping: bool = False
@@ -56,7 +56,7 @@ class Gateway(Desk):
         """Whether the caller may ask now; the headers that say how much of the rate limit is left."""
         if self.stopping:
             raise errors.ShuttingDown()
-        return await self.rate_limit.hit(caller.key_id)
+        return await self.rate_limit.hit(caller.user_id if caller.key_id is None else caller.key_id)
 
     def payers(self, caller: Principal) -> list[Payer]:
         """Whom the caller can have a request paid by, in the order in which they are asked."""

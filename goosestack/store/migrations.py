@@ -139,4 +139,52 @@ MIGRATIONS: tuple[str, ...] = (
     ) STRICT;
     CREATE INDEX dues_owed ON dues (account_id, seq) WHERE posted > target;
     """,
+    """
+    CREATE TABLE identities (
+        issuer     TEXT NOT NULL,
+        subject    TEXT NOT NULL,
+        user_id    TEXT NOT NULL REFERENCES users (id),
+        created_at TEXT NOT NULL,
+        PRIMARY KEY (issuer, subject)
+    ) STRICT;
+    CREATE INDEX identities_by_subject ON identities (subject);
+    CREATE INDEX identities_by_user ON identities (user_id);
+    """,
+    """
+    CREATE TABLE meter_cursors (
+        sink        TEXT PRIMARY KEY,
+        first_seq   INTEGER NOT NULL,
+        settled_seq INTEGER NOT NULL,
+        fixed_seq   INTEGER NOT NULL,
+        skipped     INTEGER NOT NULL DEFAULT 0,
+        failures    INTEGER NOT NULL DEFAULT 0,
+        error       TEXT,
+        retry_at    TEXT,
+        updated_at  TEXT NOT NULL,
+        CHECK (first_seq <= settled_seq AND settled_seq <= fixed_seq)
+    ) STRICT;
+
+    CREATE TABLE meter_events (
+        sink     TEXT NOT NULL REFERENCES meter_cursors (sink),
+        id       TEXT NOT NULL,
+        user_id  TEXT NOT NULL REFERENCES users (id),
+        seq      INTEGER NOT NULL,
+        facts    TEXT NOT NULL,
+        status   TEXT NOT NULL CHECK (status IN ('pending', 'dead')),
+        reason   TEXT,
+        tried_at TEXT,
+        fixed_at TEXT NOT NULL,
+        PRIMARY KEY (sink, id),
+        CHECK ((status = 'dead') = (reason IS NOT NULL))
+    ) STRICT;
+    CREATE INDEX meter_events_by_status ON meter_events (sink, status, seq);
+
+    CREATE TABLE meter_carries (
+        meter     TEXT NOT NULL,
+        user_id   TEXT NOT NULL REFERENCES users (id),
+        since_seq INTEGER NOT NULL,
+        amount    INTEGER NOT NULL,
+        PRIMARY KEY (meter, user_id)
+    ) STRICT;
+    """,
 )
