@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from goosestack.ledger import open_account
+from goosestack.plans import Membership
 from goosestack.store import Tx
 
 KEY_PREFIX = "gsk_"
@@ -34,6 +35,8 @@ class Principal:
     """None where it was no key that proved it."""
     account_id: int
     """The account in `usd_cents`."""
+    member: Membership | None = None
+    """The plan that they have now; None where plans do not count."""
 
 
 def new_id(prefix: str) -> str:
@@ -121,6 +124,14 @@ def ensure_identity(tx: Tx, issuer: str, subject: str, email: str, now: str) -> 
     made = find_identity(tx, issuer, subject)
     assert made is not None
     return made
+
+
+def subject_of(tx: Tx, issuer: str, user_id: str) -> str | None:
+    """The name that this issuer has for a user; None for whom it does not know."""
+    (subject,) = tx.execute(
+        "SELECT min(subject) FROM identities WHERE user_id = ? AND issuer = ?", (user_id, issuer)
+    ).fetchone()
+    return None if subject is None else str(subject)
 
 
 def find_user(tx: Tx, name: str) -> str:

@@ -16,9 +16,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from goosestack import accounts, ledger, meters
+from goosestack import accounts, allowance, ledger, meters, plans as planning
 from goosestack.errors import Refusal, StoreUnavailable
 from goosestack.gateway import Gateway
+from goosestack.plans import Plans
 from goosestack.store import Store, Tx
 from goosestack.store.sqlite import (
     InUse,
@@ -44,8 +45,11 @@ class VerbError(Exception):
 class Admin:
     """The verbs, on a store; with the daemon's gateway where there is one, so that a change cuts what it must."""
 
-    def __init__(self, store: Store, now: Callable[[], str], gateway: Gateway | None = None) -> None:
+    def __init__(
+        self, store: Store, now: Callable[[], str], plans: Plans | None = None, gateway: Gateway | None = None
+    ) -> None:
         self._store, self._now, self._gateway = store, now, gateway
+        self._plans = Plans() if plans is None else plans
 
     async def call(self, verb: str, args: Mapping[str, Any]) -> Answer:
         """Run a verb by name. Raises VerbError."""
@@ -54,7 +58,7 @@ class Admin:
             raise VerbError(f"there is no verb {verb}")
         try:
             return await method(self, **args)
-        except (accounts.AccountError, ledger.LedgerError, meters.MeterError) as error:
+        except (accounts.AccountError, ledger.LedgerError, meters.MeterError, planning.PlanError) as error:
             raise VerbError(str(error)) from error
         except StoreUnavailable as error:
             raise VerbError(f"the database cannot be written: {error.__cause__ or error}") from error
@@ -96,6 +100,19 @@ class Admin:
         """A user's credits."""
         return await self._store.read(_show_credit, user)
 
+    async def plan_assign(self, user: str, plan: str, until: str | None) -> Answer:
+        """Give a user a plan; another that was given before ends with the month."""
+        self._plans.find(plan)
+        return await self._store.write(_assign_plan, self._plans, user, plan, until, self._now())
+
+    async def plan_cap(self, user: str, cents: int | None) -> Answer:
+        """Cap what a user may spend in a period beyond their plan."""
+        return await self._store.write(_cap_spending, self._plans, user, cents, self._now())
+
+    async def plan_show(self, user: str) -> Answer:
+        """A user's plan, and what is left of it."""
+        return await self._store.read(_show_plan, self._plans, user, self._now())
+
     async def check(self, full: bool) -> Answer:
         """Recompute the books; what they prove is written down."""
         books = await self._store.read(_check, full)
@@ -133,6 +150,9 @@ VERBS: Mapping[str, Callable[..., Awaitable[Answer]]] = {
     "key_revoke": Admin.key_revoke,
     "credit_grant": Admin.credit_grant,
     "credit_show": Admin.credit_show,
+    "plan_assign": Admin.plan_assign,
+    "plan_cap": Admin.plan_cap,
+    "plan_show": Admin.plan_show,
     "check": Admin.check,
     "meters_status": Admin.meters_status,
     "meters_retry": Admin.meters_retry,
@@ -165,6 +185,23 @@ def _grant(tx: Tx, user: str, cents: int, note: str, ref: str, now: str) -> Answ
 def _show_credit(tx: Tx, user: str) -> Answer:
     user_id = accounts.find_user(tx, user)
     return {"id": user_id, **accounts.funds(tx, user_id)}
+
+
+def _assign_plan(tx: Tx, plans: Plans, user: str, plan: str, until: str | None, now: str) -> Answer:
+    user_id = accounts.find_user(tx, user)
+    planning.assign(tx, user_id, plan, until, now)
+    return {"id": user_id, **allowance.shown(tx, planning.of_user(tx, plans, user_id, now), user_id)}
+
+
+def _cap_spending(tx: Tx, plans: Plans, user: str, cents: int | None, now: str) -> Answer:
+    user_id = accounts.find_user(tx, user)
+    planning.set_cap(tx, user_id, planning.OPERATOR, cents, now)
+    return {"id": user_id, **allowance.shown(tx, planning.of_user(tx, plans, user_id, now), user_id)}
+
+
+def _show_plan(tx: Tx, plans: Plans, user: str, now: str) -> Answer:
+    user_id = accounts.find_user(tx, user)
+    return {"id": user_id, **allowance.shown(tx, planning.of_user(tx, plans, user_id, now), user_id)}
 
 
 def _check(tx: Tx, full: bool) -> ledger.Books:
@@ -232,8 +269,11 @@ def _refuse_unusable(database: Path, verb: str) -> None:
     refuse_if_exposed(database)
 
 
-async def call(database: Path, verb: str, args: Mapping[str, Any], now: Callable[[], str]) -> Answer:
-    """Run a verb, in the daemon where one runs. Raises VerbError, or Refusal where the database is out of reach.
+async def call(
+    database: Path, verb: str, args: Mapping[str, Any], now: Callable[[], str], plans: Plans | None = None
+) -> Answer:
+    """Run a verb, in the daemon where one runs, by the daemon's plans; else by those that are given, or the default
+    ones. Raises VerbError, or Refusal where the database is out of reach.
 
     Only a first user makes a database: any other verb on a path without one was mistyped."""
     _refuse_unusable(database, verb)
@@ -253,7 +293,7 @@ async def call(database: Path, verb: str, args: Mapping[str, Any], now: Callable
     try:
         store = SqliteStore(database, readers=1)
         try:
-            return await Admin(store, now).call(verb, args)
+            return await Admin(store, now, plans).call(verb, args)
         finally:
             await store.close()
     finally:

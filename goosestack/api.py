@@ -14,11 +14,12 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from goosestack import __version__, accounts, errors, meters, pricing, usage
+from goosestack import __version__, accounts, allowance, errors, meters, plans, pricing, usage
 from goosestack.accounts import Principal
 from goosestack.auth import credential
 from goosestack.gateway import Gateway, read_body
 from goosestack.limits import RateLimit
+from goosestack.plans import MOST_CENTS
 from goosestack.pricing import Model
 from goosestack.store import Tx
 from goosestack.upstream import Provider
@@ -26,6 +27,9 @@ from goosestack.wire import Body, body as fields
 
 MOST_BODY_BYTES = 16 * 1024
 """Of our own endpoints, which strangers may call: no more of the memory that models' requests share."""
+
+PLAN = ("plan", "until", "quota", "used", "held", "remaining", "reset", "overage")
+"""What `allowance.shown` tells of a plan."""
 
 MOST_EMAIL = 254
 MOST_NAME = 100
@@ -154,14 +158,30 @@ class Api:
         where none rations them."""
         caller = await self._caller(request)
         gateway = self._gateway
-        answer = await gateway.store.read(_me, caller.user_id)
+        answer = await gateway.store.read(_me, caller)
+        often, at_once = gateway.rate_limit_of(caller), gateway.most_in_flight(caller)
         limits = {
-            "requests": gateway.rate_limit.requests,
-            "window_s": gateway.rate_limit.window_s,
-            "in_flight": None if gateway.limits.max_in_flight == 0 else gateway.limits.max_in_flight,
+            "requests": often.requests,
+            "window_s": often.window_s,
+            "in_flight": None if at_once == 0 else at_once,
+            "models": ["*"] if caller.member is None else list(caller.member.plan.models),
         }
-        plan = dict.fromkeys(("plan", "used", "remaining", "reset"))
-        return JSONResponse({"user": answer["user"], **plan, "limits": limits, "balance": answer["balance"]})
+        return JSONResponse({"user": answer["user"], **answer["plan"], "limits": limits, "balance": answer["balance"]})
+
+    async def cap_spending(self, request: Request) -> Response:
+        """`POST /api/me/spending-cap` `{"cents"}`: the most that the caller will spend in a period beyond their plan,
+        where that is less than the operator lets them; null for no cap of their own."""
+        caller = await self._caller(request)
+        body = await self._body(request, {"cents"})
+        cents = body.get("cents")
+        if "cents" not in body or (cents is not None and (type(cents) is not int or not 0 <= cents <= MOST_CENTS)):
+            raise errors.Invalid(
+                reason=f"`cents` must be a whole number from 0 to {MOST_CENTS}, or null", param="cents"
+            )
+        gateway = self._gateway
+        await gateway.store.write(plans.set_cap, caller.user_id, plans.USER, cents, gateway.now())
+        caller = gateway.with_plan(caller)
+        return JSONResponse({"cents": cents, "overage": (await gateway.store.read(_me, caller))["plan"]["overage"]})
 
     async def usage(self, request: Request) -> Response:
         """`GET /v1/usage`: balance, what was used, the latest requests; `?since&until&limit&cursor`, `format=csv`."""
@@ -271,9 +291,20 @@ def _keys_of(tx: Tx, user_id: str) -> list[dict[str, object]]:
     return [{name: key[name] for name in key if name != "user_id"} for key in accounts.list_keys(tx, user_id)]
 
 
-def _me(tx: Tx, user_id: str) -> dict[str, object]:
-    funds = accounts.funds(tx, user_id)
-    return {"user": accounts.show_user(tx, user_id), "balance": {**funds, "balance_usd": _usd(funds["balance_cents"])}}
+def _me(tx: Tx, caller: Principal) -> dict[str, Any]:
+    funds = accounts.funds(tx, caller.user_id)
+    return {
+        "user": accounts.show_user(tx, caller.user_id),
+        "plan": _plan(tx, caller),
+        "balance": {**funds, "balance_usd": _usd(funds["balance_cents"])},
+    }
+
+
+def _plan(tx: Tx, caller: Principal) -> dict[str, object]:
+    """The caller's plan and what is left of it; all null where none rations them."""
+    if caller.member is None:
+        return dict.fromkeys(PLAN)
+    return allowance.shown(tx, caller.member, caller.user_id)
 
 
 def _usage(
@@ -299,6 +330,7 @@ def _usage(
         "recent_requests": rows,
         "next_cursor": rows[-1]["id"] if len(rows) == limit else None,
         "api_keys": _keys_of(tx, caller.user_id),
+        "allowance": None if caller.member is None else _plan(tx, caller),
     }
 
 

@@ -24,7 +24,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Route
 
-from goosestack import __version__, admin, errors, ledger, pricing
+from goosestack import __version__, admin, errors, ledger, plans as planning, pricing, wiring
 from goosestack.api import Api, Health
 from goosestack.auth import Identifier, Keys
 from goosestack.bidding import Policy
@@ -37,13 +37,8 @@ from goosestack.limits import RateLimit
 from goosestack.logs import Log
 from goosestack.meters import Meter
 from goosestack.metrics import Metrics
-from goosestack.payers import CreditFunding
+from goosestack.plans import Plans
 from goosestack.relay import Limits
-from goosestack.sinks import Sink
-from goosestack.sinks.openmeter import OpenMeter
-from goosestack.sinks.stripe_meter import StripeMeter
-from goosestack.sinks.supabase import Supabase as SupabaseTable
-from goosestack.sinks.webhook import Webhook
 from goosestack.store import Store
 from goosestack.store.sqlite import Lock, SqliteStore, refuse_if_exposed, sqlite_warning
 from goosestack.tokenizer import Tokenizer
@@ -78,6 +73,7 @@ ROUTES: tuple[tuple[str, str, str], ...] = (
     ("GET", "/v1/holds", "holds"),
     ("DELETE", "/v1/holds/{id}", "end_hold"),
     ("GET", "/api/me", "me"),
+    ("POST", "/api/me/spending-cap", "cap_spending"),
     ("GET", "/readyz", "ready"),
     ("GET", "/metrics", "metrics"),
 )
@@ -89,8 +85,9 @@ JOBS: tuple[tuple[str, float], ...] = (("tick", 1.0), ("journal", 2.0), ("check"
 
 EXPOSED = (
     "x-request-id request-id retry-after x-should-retry x-goosestack-cost-usd x-goosestack-cost-cents"
-    " x-goosestack-balance-cents x-goosestack-output-cap x-ratelimit-limit-requests x-ratelimit-remaining-requests"
-    " x-ratelimit-reset-requests"
+    " x-goosestack-balance-cents x-goosestack-payer x-goosestack-cost-tokens x-goosestack-tokens-remaining"
+    " x-goosestack-overage-remaining-cents x-goosestack-reset x-goosestack-output-cap x-ratelimit-limit-requests"
+    " x-ratelimit-remaining-requests x-ratelimit-reset-requests"
 ).split()
 
 
@@ -114,6 +111,7 @@ class Parts:
     gateway: Gateway
     api: Api
     health: Health
+    plans: Plans
     supabase: Supabase | None = None
     meters: tuple[Meter, ...] = ()
 
@@ -169,6 +167,7 @@ class Jobs:
 async def running(config: Config) -> AsyncIterator[Parts]:
     """The opened parts; closed again once every relay has settled. Raises Refusal, in one sentence."""
     book = load_prices(config)
+    plans = wiring.load_plans(config, book)
     providers = providers_of(config)
     if not config.byok_only and not any(provider.key for provider in providers.values()):
         raise Refusal("no provider key is set: set OPENAI_API_KEY, ANTHROPIC_API_KEY or another, or BYOK_ONLY=true")
@@ -185,13 +184,22 @@ async def running(config: Config) -> AsyncIterator[Parts]:
         try:
             process_id = await open_books(store, log)
             client = Client()
-            policy, supabase = policy_of(config), supabase_of(config, store, client)
+
+            def warn(what: str) -> None:
+                log.warning("plans", utc_now(), what=what)
+
+            for name in await store.read(planning.unknown, plans, utc_now()):
+                warn(f"there are users of the plan {name}, which there is none of")
+            policy, supabase = policy_of(config), supabase_of(config, store, client, plans, warn)
             identifiers: list[Identifier] = [Keys(store)]
             gateway = Gateway(
                 store=store,
                 process_id=process_id,
                 identifiers=identifiers if supabase is None else [*identifiers, supabase],
-                fundings=(CreditFunding(policy.terms, policy.public_url),),
+                fundings=wiring.fundings_of(config, plans, policy),
+                plans=plans if wiring.plans_count(config, plans) else None,
+                plan_limits=wiring.plan_limits_of(plans),
+                plan_table=wiring.plan_table_of(config, store, client, plans, utc_now, warn),
                 upstreams=Upstreams(providers, book),
                 client=client,
                 rate_limit=RateLimit(config.rate_limit_max_requests, config.rate_limit_window / 1000, "key"),
@@ -206,10 +214,11 @@ async def running(config: Config) -> AsyncIterator[Parts]:
             signups = RateLimit(config.signups_per_hour, 3600, "signup") if config.signup == "open" else None
             health = Health(checked_at=utc_now(), sinks=config.meters)
             meters = tuple(
-                Meter(store, sink, gateway, utc_now, random.SystemRandom()) for sink in sinks_of(config, client)
+                Meter(store, sink, gateway, utc_now, random.SystemRandom())
+                for sink in wiring.sinks_of(config, client, utc_now)
             )
             api = Api(gateway, health, signups, config.admin_token)
-            parts = Parts(config, store, gateway, api, health, supabase, meters)
+            parts = Parts(config, store, gateway, api, health, plans, supabase, meters)
             async with _beside(parts):
                 # what is loaded now lives as long as the process: collecting garbage need not look at it again
                 gc.collect()
@@ -231,7 +240,8 @@ async def _beside(parts: Parts) -> AsyncIterator[None]:
     tasks = [asyncio.create_task(jobs.every(name, seconds)) for name, seconds in JOBS]
     tasks.append(asyncio.create_task(jobs.once("fetch_keys")))  # before the first caller needs them
     tasks += [asyncio.create_task(meter.run()) for meter in parts.meters]
-    server = await admin.listen(admin.Admin(parts.store, utc_now, parts.gateway), parts.config.db_path)
+    operator = admin.Admin(parts.store, utc_now, parts.plans, parts.gateway)
+    server = await admin.listen(operator, parts.config.db_path)
     try:
         yield
     finally:
@@ -304,7 +314,9 @@ def providers_of(config: Config) -> dict[str, Provider]:
     return {provider.name: provider for provider in made}
 
 
-def supabase_of(config: Config, store: Store, client: Client) -> Supabase | None:
+def supabase_of(
+    config: Config, store: Store, client: Client, plans: Plans, warn: Callable[[str], None]
+) -> Supabase | None:
     """The Supabase project whose users may call; None where there is none. Raises Refusal."""
     if config.supabase_url is None:
         if config.jwt_secret is not None or config.supabase_check_s:
@@ -317,6 +329,7 @@ def supabase_of(config: Config, store: Store, client: Client) -> Supabase | None
     except ImportError:
         raise Refusal("SUPABASE_URL needs PyJWT and cryptography: install goosestack[supabase]") from None
     issuer, secret, check = f"{config.supabase_url}/auth/v1", config.jwt_secret, None
+    kind, _, place = config.plan_source.partition(":")
     if config.supabase_check_s and config.supabase_anon_key is not None:
         check = supabase.Check(config.supabase_anon_key, config.supabase_check_s)
     return supabase.Supabase(
@@ -327,63 +340,8 @@ def supabase_of(config: Config, store: Store, client: Client) -> Supabase | None
         anonymous=config.supabase_anonymous,
         check=check,
         now=utc_now,
+        plan=supabase.PlanClaim(tuple(place.split(".")), plans, warn) if kind == "claim" else None,
     )
-
-
-def sinks_of(config: Config, client: Client) -> list[Sink]:
-    """Where usage is reported. Raises Refusal where a sink lacks what it cannot do without."""
-
-    def needed(name: str, value: str | None) -> str:
-        if value is None:
-            raise Refusal(f"METERS has {sink}, which needs {name}")
-        return value
-
-    issuer = "" if config.supabase_url is None else f"{config.supabase_url}/auth/v1"
-    found: list[Sink] = []
-    for sink in config.meters:
-        if sink == "stripe_meter":
-            found.append(
-                StripeMeter(
-                    client,
-                    config.stripe_api_base,
-                    needed("STRIPE_SECRET_KEY", config.stripe_secret_key),
-                    utc_now,
-                    event_name=needed("STRIPE_METER_EVENT", config.stripe_meter_event),
-                    value=config.stripe_meter_value,
-                    payers=config.stripe_meter_payers,
-                    by_minute=config.stripe_meter_by_minute,
-                )
-            )
-        elif sink == "openmeter":
-            if config.openmeter_subject == "supabase_id":
-                needed("SUPABASE_URL for OPENMETER_SUBJECT=supabase_id", config.supabase_url)
-            found.append(
-                OpenMeter(
-                    client,
-                    needed("OPENMETER_URL", config.openmeter_url),
-                    config.openmeter_token,
-                    source=config.openmeter_source,
-                    type=config.openmeter_event_type,
-                    subject=config.openmeter_subject,
-                    issuer=issuer,
-                )
-            )
-        elif sink == "supabase":
-            found.append(
-                SupabaseTable(
-                    client,
-                    needed("SUPABASE_URL", config.supabase_url),
-                    needed("SUPABASE_SERVICE_KEY", config.supabase_service_key),
-                    table=config.supabase_usage_table,
-                    columns=dict(column.split("=", 1) for column in config.supabase_usage_columns),
-                    issuer=issuer,
-                )
-            )
-        else:
-            url = needed("METER_WEBHOOK_URL", config.meter_webhook_url)
-            secret = needed("METER_WEBHOOK_SECRET", config.meter_webhook_secret)
-            found.append(Webhook(client, url, secret, utc_now))
-    return found
 
 
 def policy_of(config: Config) -> Policy:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ import click
 import uvicorn
 import uvloop
 
-from goosestack import __version__, accounts, admin, app, config as settings, pricing, tokenizer, upstream
+from goosestack import __version__, accounts, admin, app, config as settings, pricing, tokenizer, upstream, wiring
 from goosestack.config import Config
 from goosestack.errors import Refusal
+from goosestack.plans import Plans
 
 EXIT_REFUSED = 78
 KEEP_ALIVE_S = 75
@@ -322,7 +323,8 @@ def ask(verb: str, **args: object) -> Any:
     config = load()
     try:
         with _refusals():
-            return asyncio.run(admin.call(config.db_path, verb, args, app.utc_now))
+            plans = _plans(config) if verb.startswith("plan_") else None
+            return asyncio.run(admin.call(config.db_path, verb, args, app.utc_now, plans))
     except admin.VerbError as error:
         click.echo(f"goosestack: {error}", err=True)
         sys.exit(1)
@@ -442,6 +444,76 @@ def credit_show(user_name: str, as_json: bool) -> None:
         f"balance {funds['balance_cents']}  held {funds['held_cents']}  available {funds['available_cents']}  (cents)"
     )
     _print(funds, as_json, text)
+
+
+# --- plans ----------------------------------------------------------------------------------------------------
+
+
+def _plans(config: Config) -> Plans:
+    return wiring.load_plans(config, app.load_prices(config))
+
+
+@main.group("plans", invoke_without_command=True)
+@click.pass_context
+def plans_group(context: click.Context) -> None:
+    """Plans: what each allows, and who has which. They count where FUNDING names allowance or overage."""
+    if context.invoked_subcommand is None:
+        context.invoke(plans_list)
+
+
+@plans_group.command("list")
+@JSON
+def plans_list(as_json: bool = False) -> None:
+    """List the plans, with what plans.toml changes."""
+    config = load()
+    with _refusals():
+        found = _plans(config)
+    rows = [asdict(plan) for plan in found.by_name.values()]
+    lines = [f"{'plan':14} {'tokens/month':>14} {'a minute':>9} {'at once':>8} {'overage, cents':>15}  models"]
+    for plan in found.by_name.values():
+        often, at_once = ("-" if most is None else f"{most:,}" for most in (plan.requests_per_minute, plan.in_flight))
+        shown = f"{plan.name:14} {plan.tokens:>14,} {often:>9} {at_once:>8} {plan.overage_cents:>15,}"
+        lines.append(f"{shown}  {' '.join(plan.models)}")
+    _print(rows, as_json, "\n".join(lines))
+
+
+@plans_group.command("assign")
+@click.argument("user_name", metavar="USER")
+@click.argument("plan")
+@click.option("--until", help="A date or time as 2026-12-31 (UTC); without one, for good.")
+@JSON
+def plans_assign(user_name: str, plan: str, until: str | None, as_json: bool) -> None:
+    """Give a user a plan. A greater one counts at once; a lesser one, once the month is over."""
+    done = ask("plan_assign", user=user_name, plan=plan, until=None if until is None else _time(until))
+    _print(done, as_json, _plan_line(done))
+
+
+@plans_group.command("cap")
+@click.argument("user_name", metavar="USER")
+@click.argument("cents", metavar="CENTS|none")
+@JSON
+def plans_cap(user_name: str, cents: str, as_json: bool) -> None:
+    """Cap what a user may spend a month beyond their plan's tokens; `none` for what the plan says."""
+    if cents != "none" and not (cents.isascii() and cents.isdigit() and len(cents) < 10):
+        raise click.BadParameter("must be a whole number of cents, or none", param_hint="CENTS")
+    done = ask("plan_cap", user=user_name, cents=None if cents == "none" else int(cents))
+    _print(done, as_json, _plan_line(done))
+
+
+@plans_group.command("show")
+@click.argument("user_name", metavar="USER")
+@JSON
+def plans_show(user_name: str, as_json: bool) -> None:
+    """Show a user's plan, and what is left of it."""
+    found = ask("plan_show", user=user_name)
+    _print(found, as_json, _plan_line(found))
+
+
+def _plan_line(shown: Mapping[str, Any]) -> str:
+    until, beyond = shown["until"], shown["overage"]
+    line = f"{shown['id']} has {shown['plan']}{f' until {until}' if until else ''}: {shown['remaining']:,} of"
+    line += f" {shown['quota']:,} tokens are left, until {shown['reset']}"
+    return line if beyond is None else f"{line}; beyond: {beyond['remaining_cents']} of {beyond['cap_cents']} cents"
 
 
 # --- metering -------------------------------------------------------------------------------------------------

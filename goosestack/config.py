@@ -23,7 +23,7 @@ from dotenv import dotenv_values
 from goosestack.errors import Refusal
 
 SINKS = ("stripe_meter", "openmeter", "supabase", "webhook")
-METER_PAYERS = ("credits", "allowance", "overage")
+PAYERS = METER_PAYERS = ("credits", "allowance", "overage")
 SUPABASE_SOURCES = tuple(
     """id corrects user_id payer provider model wire input_tokens output_tokens total_tokens cache_read_tokens
     cache_write_tokens reasoning_tokens cost_usd cost_nanos cost_cents estimated created_at settled_at supabase_id
@@ -141,6 +141,25 @@ def _some_of(*known: str) -> Callable[[str], tuple[str, ...]]:
     return parse
 
 
+def _funding(value: str) -> tuple[str, ...]:
+    names = _some_of(*PAYERS)(value)
+    if not names:
+        raise _Bad(f"must name at least one of {', '.join(PAYERS)}")
+    return names
+
+
+def _plan_source(value: str) -> str:
+    kind, _, place = value.partition(":")
+    parts = place.split(".")
+    if kind == "claim" and re.fullmatch(r"app_metadata(\.[A-Za-z0-9_]{1,64}){1,4}|[a-z_]{0,40}role", place):
+        return value
+    if kind == "table" and len(parts) == 2:
+        return f"table:{_column(parts[0])}.{_column(parts[1])}"
+    if value != "subscription":
+        raise _Bad("must be subscription, claim:app_metadata.NAME, claim:user_role or table:TABLE.COLUMN")
+    return value
+
+
 def _column(value: str) -> str:
     if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", value):
         raise _Bad(f"must name tables and columns as a_b1; {value[:64]} is no such name")
@@ -242,6 +261,19 @@ class Config:
     over_cap: str = option(
         "Prices", "refuse", _choice("refuse", "clamp"), "What happens to a cap that cannot be afforded."
     )
+
+    funding: tuple[str, ...] = option(
+        "Plans", "credits", _funding, f"What pays, in the order in which it is asked: {', '.join(PAYERS)}."
+    )
+    plans_file: Path = option("Plans", "./plans.toml", _path, "Your own plans.")
+    plan_source: str = option(
+        "Plans",
+        "subscription",
+        _plan_source,
+        "Who says which plan a user has: subscription, claim:app_metadata.NAME, claim:user_role, table:TABLE.COLUMN.",
+    )
+    plan_table_key: str = option("Plans", "id", _column, "The column of that table that has the user's id.")
+    plan_cache_s: int = option("Plans", "60", _integer(1, 86_400), "How long what it said is not asked again.")
 
     supabase_url: str | None = option(
         "Apps", None, _project_url, "The project whose users may call with their access token."

@@ -179,6 +179,31 @@ class ModelNotFound(Problem):
     openai, anthropic = ("invalid_request_error", "model_not_found"), "not_found_error"
 
 
+class ModelNotInPlan(Problem):
+    """Your plan ({plan}) does not include `{model}`. `GET /api/me` says which models it has."""
+
+    status, type = 403, "authorization_error"
+    openai, anthropic = ("permission_error", "model_not_in_plan"), "permission_error"
+
+
+class QuotaExceeded(Problem):
+    """Your plan's tokens do not suffice ({plan}: {quota} a month): this request needs up to {required}, and {available}
+    are left. {affordable}The next are given at {reset}."""
+
+    status, type = 429, "quota_exceeded"
+    openai, anthropic = ("insufficient_quota", "quota_exceeded"), "rate_limit_error"
+    retry = False
+
+
+class CapReached(Problem):
+    """The cap on what you spend beyond your plan does not suffice ({cap} a month): this request needs up to {required},
+    and {available} is left. {affordable}The next month begins at {reset}."""
+
+    status, type = 429, "quota_exceeded"
+    openai, anthropic = ("insufficient_quota", "quota_exceeded"), "rate_limit_error"
+    retry = False
+
+
 class InsufficientFunds(Problem):
     """Not enough credits: this request needs up to {required}, and {available} is available. {affordable}{where}"""
 

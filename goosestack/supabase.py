@@ -4,7 +4,8 @@ A sibling of `auth`: keys and tokens have nothing in common but their interface,
 module is. A token is verified here, without asking anybody: its signature by the project's public keys (ES256, RS256;
 `KeySet` fetches them) or by the project's secret (HS256; `Secret`), never by what the token says of itself; then who
 made it, for whom, until when. A token that was good is remembered by its whole hash until it expires. Of what it says,
-nothing counts but `sub`: it names the user, whom a first sight makes. `user_metadata` is the user's to write.
+nothing counts but `sub`: it names the user, whom a first sight makes; and, where the operator says so, a claim that
+names a plan (`PlanClaim`). `user_metadata` is the user's to write, and says nothing.
 
 Facts of Supabase: the issuer is `{url}/auth/v1`; the keys lie at `/.well-known/jwks.json` below it, and rotate; users
 have `aud` and `role` "authenticated" and a UUID as `sub`; the project's own legacy API keys are tokens by the same
@@ -18,6 +19,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Protocol
 
@@ -26,9 +28,11 @@ import jwt
 import msgspec
 from yarl import URL
 
+from goosestack import plans
 from goosestack.accounts import Principal, ensure_identity, find_identity
 from goosestack.errors import SignInUnavailable, TokenExpired
 from goosestack.http import Broken, Client, Lost, NotSent
+from goosestack.plans import Plans
 from goosestack.store import Store
 
 MOST_TOKEN = 8 * 1024
@@ -48,6 +52,9 @@ FIRST_S = 3.0
 
 ANSWER_S = 5.0
 """How long the project may take to answer."""
+
+_FAR_OFF = 32_503_680_000
+"""The year 3000, in which whatever has a later end ends, too."""
 
 _MOST_ANSWER = 256 * 1024
 _TOKEN = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
@@ -185,6 +192,34 @@ class Check:
     every_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class PlanClaim:
+    """Where a token names its user's plan. What it says stands to the end of the month that it was made in, and as
+    long as the token does: a downgrade waits for the next month, and a key has no more than the last token gave it."""
+
+    path: tuple[str, ...]
+    """The names that lead to the claim, as `("app_metadata", "plan")`."""
+    plans: Plans
+    warn: Callable[[str], None]
+
+    def read(self, claims: Mapping[str, Any]) -> tuple[str, str] | None:
+        """The plan and until when; None where the token names none."""
+        found: Any = claims
+        for name in self.path:
+            found = found.get(name) if isinstance(found, dict) else None
+        plan = self.plans.heard(found, lambda name: self.warn(f"a token says {name!r}, which is no plan"))
+        if plan is None:
+            return None
+        made, expires = claims.get("iat"), _iso(int(claims["exp"]) + LEEWAY_S)
+        if not isinstance(made, int | float):
+            return plan, expires
+        return plan, max(expires, plans.month(_iso(int(made))).ends_at)
+
+
+def _iso(seconds: int) -> str:
+    return datetime.fromtimestamp(max(0, min(seconds, _FAR_OFF)), UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+
+
 class Supabase:
     """The users of one project, by their access tokens."""
 
@@ -198,11 +233,13 @@ class Supabase:
         anonymous: bool,
         check: Check | None,
         now: Callable[[], str],
+        plan: PlanClaim | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`anonymous` lets users in who gave no name; without `check`, the project is never asked about a token."""
         self._store, self._client, self._issuer, self._keys = store, client, issuer, keys
         self._anonymous, self._check, self._now, self._clock = anonymous, check, now, clock
+        self._plan = plan
         self._known: dict[bytes, _Known] = {}
 
     async def identify(self, credential: str) -> Principal | None:
@@ -262,7 +299,9 @@ class Supabase:
             return None
         if not self._is_user(claims):
             return None
-        return _Known(await self._principal(claims), int(claims["exp"]) + LEEWAY_S, generation)
+        principal = await self._principal(claims)
+        await self._note_plan(principal.user_id, claims)
+        return _Known(principal, int(claims["exp"]) + LEEWAY_S, generation)
 
     def _is_user(self, claims: Mapping[str, Any]) -> bool:
         """Whether this is a user of the project, and not one of its API keys, or an anonymous one unasked for."""
@@ -277,6 +316,12 @@ class Supabase:
             return known
         label = email if type(email) is str and _EMAIL.fullmatch(email) is not None else subject
         return await self._store.write(ensure_identity, self._issuer, subject, label, self._now())
+
+    async def _note_plan(self, user_id: str, claims: Mapping[str, Any]) -> None:
+        """Write down the plan that the token names, unless that is known: a write a month."""
+        said = None if self._plan is None else self._plan.read(claims)
+        if said is not None and not self._store.peek(plans.stands, user_id, *said):
+            await self._store.write(plans.sign_in_said, user_id, *said, self._now())
 
     async def _still_stands(self, token: str, known: _Known, check: Check) -> None:
         """Ask the project, unless it has said so lately or has ended the token. One that it confirmed once is believed

@@ -23,14 +23,14 @@ PRODUCT = ROOT / "goosestack"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("", "errors"),
     ("config", "wire", "store", "http", "logs", "metrics", "stream"),
-    ("ledger", "pricing", "tokenizer", "demo"),
-    ("accounts", "limits", "sinks", "upstream"),
-    ("auth", "meters", "payers", "supabase", "usage"),
+    ("ledger", "plans", "pricing", "tokenizer", "demo"),
+    ("accounts", "allowance", "limits", "sinks", "upstream"),
+    ("auth", "meters", "payers", "plan_table", "supabase", "usage"),
     ("bidding",),
     ("costing",),
     ("relay",),
     ("gateway",),
-    ("admin", "api", "front"),
+    ("admin", "api", "front", "wiring"),
     ("app",),
     ("cli",),
     ("__main__",),
@@ -197,7 +197,7 @@ def test_the_environment_is_read_in_one_place() -> None:
 
 
 def test_the_configuration_is_handed_out_at_the_top() -> None:
-    assert {name for name in product() if "config" in own_imports(name)} == {"app", "cli"}
+    assert {name for name in product() if "config" in own_imports(name)} == {"app", "cli", "wiring"}
 
 
 @pytest.mark.parametrize("name", [name for name in product() if name.partition(".")[0] in ("wire", "pricing")])

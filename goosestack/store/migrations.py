@@ -187,4 +187,24 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (meter, user_id)
     ) STRICT;
     """,
+    """
+    CREATE TABLE user_plans (
+        user_id    TEXT NOT NULL REFERENCES users (id),
+        source     TEXT NOT NULL,
+        plan       TEXT NOT NULL,
+        until      TEXT,
+        own_period INTEGER NOT NULL CHECK (own_period IN (0, 1)),
+        updated_at TEXT NOT NULL,
+        PRIMARY KEY (user_id, source, plan),
+        CHECK (own_period = 0 OR until IS NOT NULL)
+    ) STRICT;
+
+    CREATE TABLE spending_caps (
+        user_id    TEXT NOT NULL REFERENCES users (id),
+        set_by     TEXT NOT NULL CHECK (set_by IN ('operator', 'user')),
+        cents      INTEGER NOT NULL CHECK (cents >= 0),
+        updated_at TEXT NOT NULL,
+        PRIMARY KEY (user_id, set_by)
+    ) STRICT;
+    """,
 )
