@@ -184,41 +184,7 @@ async def running(config: Config) -> AsyncIterator[Parts]:
         try:
             process_id = await open_books(store, log)
             client = Client()
-
-            def warn(what: str) -> None:
-                log.warning("plans", utc_now(), what=what)
-
-            for name in await store.read(planning.unknown, plans, utc_now()):
-                warn(f"there are users of the plan {name}, which there is none of")
-            policy, supabase = policy_of(config), supabase_of(config, store, client, plans, warn)
-            identifiers: list[Identifier] = [Keys(store)]
-            gateway = Gateway(
-                store=store,
-                process_id=process_id,
-                identifiers=identifiers if supabase is None else [*identifiers, supabase],
-                fundings=wiring.fundings_of(config, plans, policy),
-                plans=plans if wiring.plans_count(config, plans) else None,
-                plan_limits=wiring.plan_limits_of(plans),
-                plan_table=wiring.plan_table_of(config, store, client, plans, utc_now, warn),
-                upstreams=Upstreams(providers, book),
-                client=client,
-                rate_limit=RateLimit(config.rate_limit_max_requests, config.rate_limit_window / 1000, "key"),
-                strangers=RateLimit(config.rate_limit_max_requests, config.rate_limit_window / 1000, "address"),
-                tokenizer=Tokenizer(tokenizer_folder(config)),
-                metrics=metrics,
-                log=log,
-                policy=policy,
-                limits=limits_of(config),
-                now=utc_now,
-            )
-            signups = RateLimit(config.signups_per_hour, 3600, "signup") if config.signup == "open" else None
-            health = Health(checked_at=utc_now(), sinks=config.meters)
-            meters = tuple(
-                Meter(store, sink, gateway, utc_now, random.SystemRandom())
-                for sink in wiring.sinks_of(config, client, utc_now)
-            )
-            api = Api(gateway, health, signups, config.admin_token)
-            parts = Parts(config, store, gateway, api, health, plans, supabase, meters)
+            parts = await _open(config, process_id, store, client, Upstreams(providers, book), plans, metrics, log)
             async with _beside(parts):
                 # what is loaded now lives as long as the process: collecting garbage need not look at it again
                 gc.collect()
@@ -231,6 +197,52 @@ async def running(config: Config) -> AsyncIterator[Parts]:
             await store.close()
     finally:
         lock.release()
+
+
+async def _open(
+    config: Config,
+    process_id: int,
+    store: SqliteStore,
+    client: Client,
+    upstreams: Upstreams,
+    plans: Plans,
+    metrics: Metrics,
+    log: Log,
+) -> Parts:
+    """The parts, handed to each other. Raises Refusal."""
+
+    def warn(what: str) -> None:
+        log.warning("plans", utc_now(), what=what)
+
+    for name in await store.read(planning.unknown, plans, utc_now()):
+        warn(f"there are users of the plan {name}, which there is none of")
+    policy, supabase = policy_of(config), supabase_of(config, store, client, plans, warn)
+    identifiers: list[Identifier] = [Keys(store)]
+    gateway = Gateway(
+        store=store,
+        process_id=process_id,
+        identifiers=identifiers if supabase is None else [*identifiers, supabase],
+        fundings=wiring.fundings_of(config, plans, policy),
+        plans=plans if wiring.plans_count(config, plans) else None,
+        plan_limits=wiring.plan_limits_of(plans),
+        plan_table=wiring.plan_table_of(config, store, client, plans, utc_now, warn),
+        upstreams=upstreams,
+        client=client,
+        rate_limit=RateLimit(config.rate_limit_max_requests, config.rate_limit_window / 1000, "key"),
+        strangers=RateLimit(config.rate_limit_max_requests, config.rate_limit_window / 1000, "address"),
+        tokenizer=Tokenizer(tokenizer_folder(config)),
+        metrics=metrics,
+        log=log,
+        policy=policy,
+        limits=limits_of(config),
+        now=utc_now,
+    )
+    signups = RateLimit(config.signups_per_hour, 3600, "signup") if config.signup == "open" else None
+    health = Health(checked_at=utc_now(), sinks=config.meters)
+    sinks = wiring.sinks_of(config, client, utc_now)
+    meters = tuple(Meter(store, sink, gateway, utc_now, random.SystemRandom()) for sink in sinks)
+    api = Api(gateway, health, signups, config.admin_token)
+    return Parts(config, store, gateway, api, health, plans, supabase, meters)
 
 
 @asynccontextmanager

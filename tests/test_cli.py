@@ -60,7 +60,7 @@ def test_credits_are_granted_and_shown(either: Operator) -> None:
 
 
 def funds(cents: int) -> dict[str, int]:
-    return {"balance_cents": cents, "held_cents": 0, "available_cents": cents}
+    return {"balance_cents": cents, "held_cents": 0, "available_cents": cents, "debt_cents": 0}
 
 
 def test_a_grant_with_a_ref_is_given_once(either: Operator) -> None:

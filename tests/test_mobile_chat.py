@@ -207,11 +207,12 @@ def test_me_says_who_asks_and_what_they_have(world: World, alice: Customer) -> N
     assert told(world, alice).status == 200
     world.ended_rows(alice, 1)
     me = ask(world, "GET", "/api/me", key=alice.key).json()
-    assert set(me) == {"user", "plan", "used", "remaining", "reset", "limits", "balance"}
+    plan = {"plan", "until", "quota", "used", "held", "remaining", "reset", "overage"}
+    assert set(me) == {"user", *plan, "limits", "balance"}
     assert me["user"]["id"] == alice.id
     assert me["user"]["email"] == "alice@example.com"
-    assert {me[name] for name in ("plan", "used", "remaining", "reset")} == {None}  # no plan rations her
-    assert me["limits"] == {"requests": 1_000_000, "window_s": 60, "in_flight": None}
+    assert {me[name] for name in plan} == {None}  # no plan rations her
+    assert me["limits"] == {"requests": 1_000_000, "window_s": 60, "in_flight": None, "models": ["*"]}
     funds = world.funds(alice)
     assert {name: me["balance"][name] for name in ("balance_cents", "held_cents", "available_cents")} == {
         name: funds[name] for name in ("balance_cents", "held_cents", "available_cents")
