@@ -1,4 +1,4 @@
-"""Users and their keys: plain verbs and queries of an open transaction.
+"""Users, their keys and identities: plain verbs and queries of an open transaction.
 
 An e-mail is a label, never an identity: nothing looks a user up by it but the operator's commands, which refuse
 where it is ambiguous. A key is shown once; what is stored is its SHA-256 and its first 12 characters.
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from goosestack.ledger import open_account
+from goosestack.plans import Membership
 from goosestack.store import Tx
 
 KEY_PREFIX = "gsk_"
@@ -30,9 +31,12 @@ class Principal:
     """The proven caller of a request."""
 
     user_id: str
-    key_id: str
+    key_id: str | None
+    """None where it was no key that proved it."""
     account_id: int
     """The account in `usd_cents`."""
+    member: Membership | None = None
+    """The plan that they have now; None where plans do not count."""
 
 
 def new_id(prefix: str) -> str:
@@ -95,9 +99,48 @@ def find_principal(tx: Tx, key_hash: str) -> Principal | None:
     return None if row is None else Principal(*row)
 
 
+def find_identity(tx: Tx, issuer: str, subject: str) -> Principal | None:
+    """Who is known under this name of this issuer; None where nobody is."""
+    row = tx.execute(
+        "SELECT i.user_id, a.id FROM identities i"
+        " JOIN accounts a ON a.user_id = i.user_id AND a.unit = 'usd_cents' AND a.ref = ''"
+        " WHERE i.issuer = ? AND i.subject = ?",
+        (issuer, subject),
+    ).fetchone()
+    return None if row is None else Principal(row[0], None, row[1])
+
+
+def ensure_identity(tx: Tx, issuer: str, subject: str, email: str, now: str) -> Principal:
+    """Who is known under this name of this issuer, made on first sight. The e-mail is the new user's label; it never
+    leads to a user who is there already."""
+    known = find_identity(tx, issuer, subject)
+    if known is not None:
+        return known
+    user_id = create_user(tx, email, now)
+    tx.execute(
+        "INSERT INTO identities (issuer, subject, user_id, created_at) VALUES (?, ?, ?, ?)",
+        (issuer, subject, user_id, now),
+    )
+    made = find_identity(tx, issuer, subject)
+    assert made is not None
+    return made
+
+
+def subject_of(tx: Tx, issuer: str, user_id: str) -> str | None:
+    """The name that this issuer has for a user; None for whom it does not know."""
+    (subject,) = tx.execute(
+        "SELECT min(subject) FROM identities WHERE user_id = ? AND issuer = ?", (user_id, issuer)
+    ).fetchone()
+    return None if subject is None else str(subject)
+
+
 def find_user(tx: Tx, name: str) -> str:
-    """The id of the user whom an operator means: by id, or by an e-mail that only one user has."""
-    rows = tx.execute("SELECT id FROM users WHERE id = ? OR email = ? LIMIT 2", (name, name)).fetchall()
+    """The id of the user whom an operator means: by id, by the name that a sign-in service has for them, or by an
+    e-mail; where only one user has it."""
+    rows = tx.execute(
+        "SELECT id FROM users WHERE id = ? OR email = ? UNION SELECT user_id FROM identities WHERE subject = ? LIMIT 2",
+        (name, name, name),
+    ).fetchall()
     if not rows:
         raise AccountError(f"there is no user {name}")
     if len(rows) > 1:
@@ -165,6 +208,12 @@ def list_users(tx: Tx) -> list[dict[str, object]]:
         " JOIN credits c ON c.user_id = u.id ORDER BY u.id"
     )
     return [dict(zip(("id", "email", "pro_until", "balance_cents", "created_at"), row, strict=True)) for row in rows]
+
+
+def show_user(tx: Tx, user_id: str) -> dict[str, object]:
+    """A user as they may see themselves: `id`, `email`, `pro_until`, `created_at`."""
+    row = tx.execute("SELECT id, email, pro_until, created_at FROM users WHERE id = ?", (user_id,)).fetchone()
+    return dict(zip(("id", "email", "pro_until", "created_at"), row, strict=True))
 
 
 def funds(tx: Tx, user_id: str) -> dict[str, int]:

@@ -17,10 +17,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from goosestack import accounts, inbox, ledger
+from goosestack import accounts, allowance, inbox, ledger, meters, plans as planning
 from goosestack.cashier import Cashier, CashierError
 from goosestack.errors import Refusal, StoreUnavailable
 from goosestack.gateway import Gateway
+from goosestack.plans import Plans
 from goosestack.store import Store, Tx
 from goosestack.store.sqlite import (
     InUse,
@@ -47,9 +48,15 @@ class Admin:
     """The verbs, on a store; with the daemon's gateway where there is one, so that a change cuts what it must."""
 
     def __init__(
-        self, store: Store, now: Callable[[], str], gateway: Gateway | None = None, cashier: Cashier | None = None
+        self,
+        store: Store,
+        now: Callable[[], str],
+        plans: Plans | None = None,
+        gateway: Gateway | None = None,
+        cashier: Cashier | None = None,
     ) -> None:
         self._store, self._now, self._gateway, self._cashier = store, now, gateway, cashier
+        self._plans = Plans() if plans is None else plans
 
     async def call(self, verb: str, args: Mapping[str, Any]) -> Answer:
         """Run a verb by name. Raises VerbError."""
@@ -58,7 +65,13 @@ class Admin:
             raise VerbError(f"there is no verb {verb}")
         try:
             return await method(self, **args)
-        except (accounts.AccountError, ledger.LedgerError, CashierError) as error:
+        except (
+            accounts.AccountError,
+            ledger.LedgerError,
+            meters.MeterError,
+            planning.PlanError,
+            CashierError,
+        ) as error:
             raise VerbError(str(error)) from error
         except StoreUnavailable as error:
             raise VerbError(f"the database cannot be written: {error.__cause__ or error}") from error
@@ -100,12 +113,45 @@ class Admin:
         """A user's credits."""
         return await self._store.read(_show_credit, user)
 
+    async def plan_assign(self, user: str, plan: str, until: str | None) -> Answer:
+        """Give a user a plan; another that was given before ends with the month."""
+        self._plans.find(plan)
+        return await self._store.write(_assign_plan, self._plans, user, plan, until, self._now())
+
+    async def plan_cap(self, user: str, cents: int | None) -> Answer:
+        """Cap what a user may spend in a period beyond their plan."""
+        return await self._store.write(_cap_spending, self._plans, user, cents, self._now())
+
+    async def plan_show(self, user: str) -> Answer:
+        """A user's plan, and what is left of it."""
+        return await self._store.read(_show_plan, self._plans, user, self._now())
+
     async def check(self, full: bool) -> Answer:
         """Recompute the books; what they prove is written down."""
         books = await self._store.read(_check, full)
         if not books.wrong:
             await self._store.write(ledger.verify, books, self._now())
-        return {"ok": not books.wrong, "accounts": books.accounts, "wrong": books.wrong}
+        reported = await self.meters_status(0)
+        return {"ok": not books.wrong, "accounts": books.accounts, "wrong": books.wrong, "meters": reported}
+
+    async def meters_status(self, letters: int) -> Answer:
+        """How far each sink has got; so many of the dead letters of each."""
+        return await self._store.read(_meters_status, letters, self._now())
+
+    async def meters_retry(self, sink: str, id: str | None) -> Answer:
+        """Send dead letters again, and end any wait."""
+        return {"sink": sink, "retried": await self._store.write(meters.retry, sink, id)}
+
+    async def meters_discard(self, sink: str, id: str) -> Answer:
+        """Give up on a dead letter."""
+        await self._store.write(meters.discard, sink, id)
+        return {"sink": sink, "discarded": id}
+
+    async def meters_replay(self, sink: str, since: str, force: bool) -> Answer:
+        """Report again what settled since a time."""
+        after = await self._store.read(meters.last_before, since)
+        rows = await self._store.write(meters.replay, sink, since, after, self._now(), force=force)
+        return {"sink": sink, "since": since, "rows": rows}
 
     async def stripe_reconcile(self) -> Answer:
         """Pull what Stripe has, through the same fold."""
@@ -140,11 +186,18 @@ VERBS: Mapping[str, Callable[..., Awaitable[Answer]]] = {
     "key_revoke": Admin.key_revoke,
     "credit_grant": Admin.credit_grant,
     "credit_show": Admin.credit_show,
+    "plan_assign": Admin.plan_assign,
+    "plan_cap": Admin.plan_cap,
+    "plan_show": Admin.plan_show,
     "check": Admin.check,
     "stripe_reconcile": Admin.stripe_reconcile,
     "stripe_setup": Admin.stripe_setup,
     "stripe_reviews": Admin.stripe_reviews,
     "stripe_reviewed": Admin.stripe_reviewed,
+    "meters_status": Admin.meters_status,
+    "meters_retry": Admin.meters_retry,
+    "meters_discard": Admin.meters_discard,
+    "meters_replay": Admin.meters_replay,
 }
 
 
@@ -173,8 +226,29 @@ def _show_credit(tx: Tx, user: str) -> Answer:
     return {"id": user_id, **accounts.funds(tx, user_id)}
 
 
+def _assign_plan(tx: Tx, plans: Plans, user: str, plan: str, until: str | None, now: str) -> Answer:
+    user_id = accounts.find_user(tx, user)
+    planning.assign(tx, user_id, plan, until, now)
+    return {"id": user_id, **allowance.shown(tx, planning.of_user(tx, plans, user_id, now), user_id)}
+
+
+def _cap_spending(tx: Tx, plans: Plans, user: str, cents: int | None, now: str) -> Answer:
+    user_id = accounts.find_user(tx, user)
+    planning.set_cap(tx, user_id, planning.OPERATOR, cents, now)
+    return {"id": user_id, **allowance.shown(tx, planning.of_user(tx, plans, user_id, now), user_id)}
+
+
+def _show_plan(tx: Tx, plans: Plans, user: str, now: str) -> Answer:
+    user_id = accounts.find_user(tx, user)
+    return {"id": user_id, **allowance.shown(tx, planning.of_user(tx, plans, user_id, now), user_id)}
+
+
 def _check(tx: Tx, full: bool) -> ledger.Books:
     return ledger.check(tx, full=full)
+
+
+def _meters_status(tx: Tx, letters: int, now: str) -> Answer:
+    return [{**sink, "dead": meters.dead_letters(tx, sink["sink"], letters)} for sink in meters.status(tx, now)]
 
 
 # --- over the socket, or on the file --------------------------------------------------------------------------
@@ -239,9 +313,11 @@ async def call(
     verb: str,
     args: Mapping[str, Any],
     now: Callable[[], str],
+    plans: Plans | None = None,
     cashier: Callable[[Store], Cashier | None] = lambda store: None,
 ) -> Answer:
-    """Run a verb, in the daemon where one runs. Raises VerbError, or Refusal where the database is out of reach.
+    """Run a verb, in the daemon where one runs, by the daemon's plans; else by those that are given, or the default
+    ones. Raises VerbError, or Refusal where the database is out of reach.
 
     Only a first user makes a database: any other verb on a path without one was mistyped. `cashier` makes what asks
     Stripe, where no daemon does."""
@@ -264,7 +340,7 @@ async def call(
         try:
             asking = cashier(store)
             try:
-                return await Admin(store, now, cashier=asking).call(verb, args)
+                return await Admin(store, now, plans, cashier=asking).call(verb, args)
             finally:
                 if asking is not None:
                     await asking.till.close()

@@ -9,15 +9,17 @@ import ipaddress
 import unicodedata
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from goosestack import __version__, accounts, errors, pricing, usage
+from goosestack import __version__, accounts, allowance, errors, meters, plans, pricing, usage
 from goosestack.accounts import Principal
 from goosestack.auth import credential
 from goosestack.gateway import Gateway, read_body
 from goosestack.limits import RateLimit
+from goosestack.plans import MOST_CENTS
 from goosestack.pricing import Model
 from goosestack.store import Tx
 from goosestack.upstream import Provider
@@ -25,6 +27,9 @@ from goosestack.wire import Body, body as fields
 
 MOST_BODY_BYTES = 16 * 1024
 """Of our own endpoints, which strangers may call: no more of the memory that models' requests share."""
+
+PLAN = ("plan", "until", "quota", "used", "held", "remaining", "reset", "overage")
+"""What `allowance.shown` tells of a plan."""
 
 MOST_EMAIL = 254
 MOST_NAME = 100
@@ -36,10 +41,12 @@ NEW_KEYS_PER_HOUR = 60
 
 @dataclass(slots=True)
 class Health:
-    """What the last check of the books found; kept by the job that makes them."""
+    """What the last check of the books found, kept by the job that makes them; and what else is to be looked at."""
 
     wrong: tuple[str, ...] = ()
     checked_at: str | None = None
+    sinks: tuple[str, ...] = ()
+    """Where usage is reported."""
 
 
 class Api:
@@ -144,7 +151,37 @@ class Api:
         self._gateway.end_of_key(key_id)
         return JSONResponse({"id": key_id, "revoked": True})
 
-    # --- usage and holds ---
+    # --- the caller, usage and holds ---
+
+    async def me(self, request: Request) -> Response:
+        """`GET /api/me`: who calls, what they may still use, how often they may ask. What belongs to a plan is null
+        where none rations them."""
+        caller = await self._caller(request)
+        gateway = self._gateway
+        answer = await gateway.store.read(_me, caller)
+        often, at_once = gateway.rate_limit_of(caller), gateway.most_in_flight(caller)
+        limits = {
+            "requests": often.requests,
+            "window_s": often.window_s,
+            "in_flight": None if at_once == 0 else at_once,
+            "models": ["*"] if caller.member is None else list(caller.member.plan.models),
+        }
+        return JSONResponse({"user": answer["user"], **answer["plan"], "limits": limits, "balance": answer["balance"]})
+
+    async def cap_spending(self, request: Request) -> Response:
+        """`POST /api/me/spending-cap` `{"cents"}`: the most that the caller will spend in a period beyond their plan,
+        where that is less than the operator lets them; null for no cap of their own."""
+        caller = await self._caller(request)
+        body = await self._body(request, {"cents"})
+        cents = body.get("cents")
+        if "cents" not in body or (cents is not None and (type(cents) is not int or not 0 <= cents <= MOST_CENTS)):
+            raise errors.Invalid(
+                reason=f"`cents` must be a whole number from 0 to {MOST_CENTS}, or null", param="cents"
+            )
+        gateway = self._gateway
+        await gateway.store.write(plans.set_cap, caller.user_id, plans.USER, cents, gateway.now())
+        caller = gateway.with_plan(caller)
+        return JSONResponse({"cents": cents, "overage": (await gateway.store.read(_me, caller))["plan"]["overage"]})
 
     async def usage(self, request: Request) -> Response:
         """`GET /v1/usage`: balance, what was used, the latest requests; `?since&until&limit&cursor`, `format=csv`."""
@@ -201,13 +238,16 @@ class Api:
     # --- the operator's ---
 
     async def ready(self, request: Request) -> Response:
-        """`GET /readyz`: books, upstreams, disk; 503 where something is wrong."""
+        """`GET /readyz`: books, upstreams, disk; 503 where something is wrong. A meter that lags only degrades it."""
         self._operator(request)
         gateway, health = self._gateway, self._health
+        reported = await self._meters()
         state = {
             "books": {"ok": not health.wrong, "wrong": list(health.wrong), "checked_at": health.checked_at},
             "upstreams": sorted(name for name, provider in gateway.upstreams.providers.items() if provider.key),
             "disk": {"ok": not gateway.store.full},
+            "meters": {sink.pop("sink"): sink for sink in reported},
+            "degraded": any(not sink["ok"] for sink in reported),
             "in_flight": len(gateway.live),
             "stopping": gateway.stopping,
         }
@@ -220,7 +260,18 @@ class Api:
         metrics, gateway = self._gateway.metrics, self._gateway
         metrics.set("goosestack_open_holds", len(gateway.live))
         metrics.set("goosestack_disk_full", int(gateway.store.full))
+        for sink in await self._meters():
+            metrics.meter_lag.set((sink["sink"],), sink["lag"])
+            metrics.meter_lag_seconds.set((sink["sink"],), sink["lag_s"])
+            metrics.dead_letters.set((sink["sink"],), sink["dead_letters"])
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def _meters(self) -> list[dict[str, Any]]:
+        """How far the sinks that are on have got."""
+        if not self._health.sinks:
+            return []
+        known = await self._gateway.store.read(meters.status, self._gateway.now())
+        return [sink for sink in known if sink["sink"] in self._health.sinks]
 
     def _operator(self, request: Request) -> None:
         """Raise NotPermitted unless the request comes from this machine or bears the operator's token."""
@@ -246,6 +297,22 @@ def _keys_of(tx: Tx, user_id: str) -> list[dict[str, object]]:
     return [{name: key[name] for name in key if name != "user_id"} for key in accounts.list_keys(tx, user_id)]
 
 
+def _me(tx: Tx, caller: Principal) -> dict[str, Any]:
+    funds = accounts.funds(tx, caller.user_id)
+    return {
+        "user": accounts.show_user(tx, caller.user_id),
+        "plan": _plan(tx, caller),
+        "balance": {**funds, "balance_usd": _usd(funds["balance_cents"])},
+    }
+
+
+def _plan(tx: Tx, caller: Principal) -> dict[str, object]:
+    """The caller's plan and what is left of it; all null where none rations them."""
+    if caller.member is None:
+        return dict.fromkeys(PLAN)
+    return allowance.shown(tx, caller.member, caller.user_id)
+
+
 def _usage(
     tx: Tx,
     caller: Principal,
@@ -269,6 +336,7 @@ def _usage(
         "recent_requests": rows,
         "next_cursor": rows[-1]["id"] if len(rows) == limit else None,
         "api_keys": _keys_of(tx, caller.user_id),
+        "allowance": None if caller.member is None else _plan(tx, caller),
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -22,9 +24,9 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Route
 
-from goosestack import __version__, admin, ledger, pricing
+from goosestack import __version__, admin, errors, ledger, plans as planning, pricing, wiring
 from goosestack.api import Api, Health
-from goosestack.auth import Keys
+from goosestack.auth import Identifier, Keys
 from goosestack.bidding import Policy
 from goosestack.billing import Billing, Shop
 from goosestack.cashier import Cashier, Sell
@@ -35,21 +37,25 @@ from goosestack.gateway import Gateway
 from goosestack.http import Client
 from goosestack.limits import RateLimit
 from goosestack.logs import Log
+from goosestack.meters import Meter
 from goosestack.metrics import Metrics
 from goosestack.notices import Notifier
-from goosestack.payers import CreditFunding
 from goosestack.payments import Terms
+from goosestack.plans import Plans
 from goosestack.relay import Limits
 from goosestack.store import Store
 from goosestack.store.sqlite import Lock, SqliteStore, refuse_if_exposed, sqlite_warning
 from goosestack.till import StripeTill, Till
 from goosestack.tokenizer import Tokenizer
 from goosestack.upstream import Provider, Upstreams
-from goosestack.wire import Wire
+from goosestack.wire import Wire, mobile_chat
 from goosestack.wire.anthropic_messages import AnthropicCountTokens, AnthropicMessages
 from goosestack.wire.openai_chat import OpenAIChat
 from goosestack.wire.openai_embeddings import OpenAIEmbeddings
 from goosestack.wire.openai_responses import OpenAIResponses
+
+if TYPE_CHECKING:
+    from goosestack.supabase import Supabase
 
 WIRES: tuple[Wire, ...] = (
     OpenAIChat(),
@@ -71,6 +77,8 @@ ROUTES: tuple[tuple[str, str, str], ...] = (
     ("GET", "/v1/usage", "usage"),
     ("GET", "/v1/holds", "holds"),
     ("DELETE", "/v1/holds/{id}", "end_hold"),
+    ("GET", "/api/me", "me"),
+    ("POST", "/api/me/spending-cap", "cap_spending"),
     ("POST", "/billing/checkout", "checkout"),
     ("GET", "/billing/portal", "portal"),
     ("GET", "/billing/payments", "list_payments"),
@@ -87,6 +95,7 @@ JOBS: tuple[tuple[str, float], ...] = (
     ("tick", 1.0),
     ("journal", 2.0),
     ("check", 300.0),
+    ("fetch_keys", 600.0),
     ("top_up", 5.0),
     ("deliver", 2.0),
     ("watch_balances", 30.0),
@@ -95,8 +104,9 @@ JOBS: tuple[tuple[str, float], ...] = (
 
 EXPOSED = (
     "x-request-id request-id retry-after x-should-retry x-goosestack-cost-usd x-goosestack-cost-cents"
-    " x-goosestack-balance-cents x-goosestack-output-cap x-ratelimit-limit-requests x-ratelimit-remaining-requests"
-    " x-ratelimit-reset-requests"
+    " x-goosestack-balance-cents x-goosestack-payer x-goosestack-cost-tokens x-goosestack-tokens-remaining"
+    " x-goosestack-overage-remaining-cents x-goosestack-reset x-goosestack-output-cap x-ratelimit-limit-requests"
+    " x-ratelimit-remaining-requests x-ratelimit-reset-requests"
 ).split()
 
 
@@ -120,11 +130,14 @@ class Parts:
     gateway: Gateway
     api: Api
     health: Health
+    plans: Plans
     billing: Billing
     cashier: Cashier | None
     """None where nothing is sold."""
     notifier: Notifier | None
     """None where nobody is to be told."""
+    supabase: Supabase | None
+    meters: tuple[Meter, ...]
 
 
 class Jobs:
@@ -152,6 +165,11 @@ class Jobs:
         else:
             await parts.store.write(ledger.verify, books, parts.gateway.now())
 
+    async def fetch_keys(self) -> None:
+        """Have the sign-in service's keys of now."""
+        if self._parts.supabase is not None:
+            await self._parts.supabase.fetch_keys()
+
     async def top_up(self) -> None:
         """Charge saved cards for automatic top-ups."""
         if self._parts.cashier is not None and not self._parts.gateway.stopping:
@@ -170,13 +188,16 @@ class Jobs:
 
     async def every(self, name: str, seconds: float) -> None:
         """Run one of them forever; a failure is logged, and the next turn comes."""
-        job = getattr(self, name)
         while True:
             await asyncio.sleep(seconds)
-            try:
-                await job()
-            except Exception as error:
-                self._parts.gateway.alert("job", job=name, error=type(error).__name__)
+            await self.once(name)
+
+    async def once(self, name: str) -> None:
+        """Run one of them now; a failure is logged."""
+        try:
+            await getattr(self, name)()
+        except Exception as error:
+            self._parts.gateway.alert("job", job=name, error=type(error).__name__)
 
 
 # --- the life of the daemon -----------------------------------------------------------------------------------
@@ -186,6 +207,7 @@ class Jobs:
 async def running(config: Config) -> AsyncIterator[Parts]:
     """The opened parts; closed again once every relay has settled. Raises Refusal, in one sentence."""
     book = load_prices(config)
+    plans = wiring.load_plans(config, book)
     providers = providers_of(config)
     if not config.byok_only and not any(provider.key for provider in providers.values()):
         raise Refusal("no provider key is set: set OPENAI_API_KEY, ANTHROPIC_API_KEY or another, or BYOK_ONLY=true")
@@ -201,29 +223,9 @@ async def running(config: Config) -> AsyncIterator[Parts]:
         store, client, till = SqliteStore(config.db_path, on_commit=metrics.committed), None, None
         try:
             process_id = await open_books(store, log)
-            client = Client()
-            policy = policy_of(config)
-            gateway = Gateway(
-                store=store,
-                process_id=process_id,
-                identifiers=(Keys(store),),
-                fundings=(CreditFunding(policy.terms, policy.public_url),),
-                upstreams=Upstreams(providers, book),
-                client=client,
-                rate_limit=RateLimit(config.rate_limit_max_requests, config.rate_limit_window / 1000, "key"),
-                strangers=RateLimit(config.rate_limit_max_requests, config.rate_limit_window / 1000, "address"),
-                tokenizer=Tokenizer(tokenizer_folder(config)),
-                metrics=metrics,
-                log=log,
-                policy=policy,
-                limits=limits_of(config),
-                now=utc_now,
-            )
-            signups = RateLimit(config.signups_per_hour, 3600, "signup") if config.signup == "open" else None
-            health = Health(checked_at=utc_now())
-            till = till_of(config)
-            api = Api(gateway, health, signups, config.admin_token)
-            parts = Parts(config, store, gateway, api, health, *selling(config, gateway, till, client))
+            client, till = Client(), till_of(config)
+            upstreams = Upstreams(providers, book)
+            parts = await _open(config, process_id, store, client, upstreams, plans, metrics, log, till)
             async with _beside(parts):
                 # what is loaded now lives as long as the process: collecting garbage need not look at it again
                 gc.collect()
@@ -240,13 +242,62 @@ async def running(config: Config) -> AsyncIterator[Parts]:
         lock.release()
 
 
+async def _open(
+    config: Config,
+    process_id: int,
+    store: SqliteStore,
+    client: Client,
+    upstreams: Upstreams,
+    plans: Plans,
+    metrics: Metrics,
+    log: Log,
+    till: Till | None,
+) -> Parts:
+    """The parts, handed to each other. Raises Refusal."""
+
+    def warn(what: str) -> None:
+        log.warning("plans", utc_now(), what=what)
+
+    for name in await store.read(planning.unknown, plans, utc_now()):
+        warn(f"there are users of the plan {name}, which there is none of")
+    policy, supabase = policy_of(config), supabase_of(config, store, client, plans, warn)
+    identifiers: list[Identifier] = [Keys(store)]
+    gateway = Gateway(
+        store=store,
+        process_id=process_id,
+        identifiers=identifiers if supabase is None else [*identifiers, supabase],
+        fundings=wiring.fundings_of(config, plans, policy),
+        plans=plans if wiring.plans_count(config, plans) else None,
+        plan_limits=wiring.plan_limits_of(plans),
+        plan_table=wiring.plan_table_of(config, store, client, plans, utc_now, warn),
+        upstreams=upstreams,
+        client=client,
+        rate_limit=RateLimit(config.rate_limit_max_requests, config.rate_limit_window / 1000, "key"),
+        strangers=RateLimit(config.rate_limit_max_requests, config.rate_limit_window / 1000, "address"),
+        tokenizer=Tokenizer(tokenizer_folder(config)),
+        metrics=metrics,
+        log=log,
+        policy=policy,
+        limits=limits_of(config),
+        now=utc_now,
+    )
+    signups = RateLimit(config.signups_per_hour, 3600, "signup") if config.signup == "open" else None
+    health = Health(checked_at=utc_now(), sinks=config.meters)
+    sinks = wiring.sinks_of(config, client, utc_now)
+    meters = tuple(Meter(store, sink, gateway, utc_now, random.SystemRandom()) for sink in sinks)
+    api = Api(gateway, health, signups, config.admin_token)
+    return Parts(config, store, gateway, api, health, plans, *selling(config, gateway, till, client), supabase, meters)
+
+
 @asynccontextmanager
 async def _beside(parts: Parts) -> AsyncIterator[None]:
     """The jobs and the operator's socket, until the last relay has settled."""
     jobs = Jobs(parts)
     tasks = [asyncio.create_task(jobs.every(name, seconds)) for name, seconds in JOBS]
-    verbs = admin.Admin(parts.store, utc_now, parts.gateway, parts.cashier)
-    server = await admin.listen(verbs, parts.config.db_path)
+    tasks.append(asyncio.create_task(jobs.once("fetch_keys")))  # before the first caller needs them
+    tasks += [asyncio.create_task(meter.run()) for meter in parts.meters]
+    operator = admin.Admin(parts.store, utc_now, parts.plans, parts.gateway, parts.cashier)
+    server = await admin.listen(operator, parts.config.db_path)
     try:
         yield
     finally:
@@ -317,6 +368,36 @@ def providers_of(config: Config) -> dict[str, Provider]:
             )
         )
     return {provider.name: provider for provider in made}
+
+
+def supabase_of(
+    config: Config, store: Store, client: Client, plans: Plans, warn: Callable[[str], None]
+) -> Supabase | None:
+    """The Supabase project whose users may call; None where there is none. Raises Refusal."""
+    if config.supabase_url is None:
+        if config.jwt_secret is not None or config.supabase_check_s:
+            raise Refusal("JWT_SECRET and SUPABASE_CHECK_S need SUPABASE_URL, which says whose tokens are meant")
+        return None
+    if config.supabase_check_s and config.supabase_anon_key is None:
+        raise Refusal("SUPABASE_CHECK_S needs SUPABASE_ANON_KEY, which the project is asked with")
+    try:
+        from goosestack import supabase  # only where it is on: PyJWT and cryptography are large
+    except ImportError:
+        raise Refusal("SUPABASE_URL needs PyJWT and cryptography: install goosestack[supabase]") from None
+    issuer, secret, check = f"{config.supabase_url}/auth/v1", config.jwt_secret, None
+    kind, _, place = config.plan_source.partition(":")
+    if config.supabase_check_s and config.supabase_anon_key is not None:
+        check = supabase.Check(config.supabase_anon_key, config.supabase_check_s)
+    return supabase.Supabase(
+        store=store,
+        client=client,
+        issuer=issuer,
+        keys=supabase.KeySet(client, issuer) if secret is None else supabase.Secret(secret),
+        anonymous=config.supabase_anonymous,
+        check=check,
+        now=utc_now,
+        plan=supabase.PlanClaim(tuple(place.split(".")), plans, warn) if kind == "claim" else None,
+    )
 
 
 def policy_of(config: Config) -> Policy:
@@ -418,6 +499,8 @@ def create_app(parts: Parts) -> Front:
         expose_headers=EXPOSED,
     )
     wires = {path: WireEndpoint(parts.gateway, wire) for wire in WIRES for path in _paths(wire)}
+    mobile = mobile_chat_of(parts.gateway.upstreams, parts.config.chat_default_model, lambda: parts.gateway.now()[:10])
+    wires[mobile_chat.ROUTE] = WireEndpoint(parts.gateway, mobile, mobile_chat.ROUTE)
     starlette = Starlette(
         routes=list(_routes(parts, wires)),
         middleware=[*([cors] if origins else []), Middleware(Problems, gateway=parts.gateway)],
@@ -426,6 +509,27 @@ def create_app(parts: Parts) -> Front:
     starlette.router.redirect_slashes = False  # it would answer with a URL made of whatever `Host` the caller sent
     direct = {path: Problems(endpoint, parts.gateway) for path, endpoint in wires.items()}
     return Front(starlette, direct, parts.gateway)
+
+
+def mobile_chat_of(upstreams: Upstreams, default: str | None, today: Callable[[], str]) -> mobile_chat.MobileChat:
+    """What apps ask for, in the words of the models that are sold. Raises Refusal for a default that is not."""
+
+    def traits(name: str) -> mobile_chat.Traits:
+        try:
+            model = upstreams.offer(wire, name, "").model  # as of no day, on which none is retired yet
+        except errors.ModelNotFound:
+            return mobile_chat.Traits()
+        assert model is not None
+        retired = model.retires is not None and model.retires <= today()
+        return mobile_chat.Traits(model.reasoning, model.retires if retired else None)
+
+    wire = mobile_chat.MobileChat(default, traits)
+    if default is not None:
+        try:
+            upstreams.offer(wire, default, today())
+        except errors.ModelNotFound as error:
+            raise Refusal(f"CHAT_DEFAULT_MODEL: {error.message}") from None
+    return wire
 
 
 def _paths(wire: Wire) -> list[str]:

@@ -127,6 +127,8 @@ def next_payer(made: Bid, policy: Policy, today: str) -> bool:
         made.payer, *others = made.others
         made.others = tuple(others)
         try:
+            assert made.offer.model is not None
+            made.payer.admit(made.offer.model)
             price(made, policy, today)
         except Problem:
             if not others:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,22 @@ from typing import Any
 import click
 import uvloop
 
-from goosestack import __version__, accounts, admin, app, config as settings, pricing, server, tokenizer, upstream
+from goosestack import (
+    __version__,
+    accounts,
+    admin,
+    app,
+    config as settings,
+    pricing,
+    server,
+    tokenizer,
+    upstream,
+    wiring,
+)
 from goosestack.cashier import Cashier
 from goosestack.config import Config
 from goosestack.errors import NotYet, Refusal
+from goosestack.plans import Plans
 from goosestack.store import Store
 
 EXIT_REFUSED = 78
@@ -92,6 +104,7 @@ async def _serve_demo(config: Config) -> None:
                 openrouter_api_key=None,
                 litellm_base_url=None,
                 notify_webhook_url=None,
+                meters=(),
                 **sells,
             )
             made = await _fund_demo(config)
@@ -295,7 +308,8 @@ def ask(verb: str, **args: object) -> Any:
 
     try:
         with _refusals():
-            return asyncio.run(admin.call(config.db_path, verb, args, app.utc_now, cashier))
+            plans = _plans(config) if verb.startswith("plan_") else None
+            return asyncio.run(admin.call(config.db_path, verb, args, app.utc_now, plans, cashier))
     except admin.VerbError as error:
         click.echo(f"goosestack: {error}", err=True)
         sys.exit(1)
@@ -463,6 +477,134 @@ def stripe_reviews(event: str | None, as_json: bool) -> None:
     _print(found, as_json, text or "nothing to review")
 
 
+# --- plans ----------------------------------------------------------------------------------------------------
+
+
+def _plans(config: Config) -> Plans:
+    return wiring.load_plans(config, app.load_prices(config))
+
+
+@main.group("plans", invoke_without_command=True)
+@click.pass_context
+def plans_group(context: click.Context) -> None:
+    """Plans: what each allows, and who has which. They count where FUNDING names allowance or overage."""
+    if context.invoked_subcommand is None:
+        context.invoke(plans_list)
+
+
+@plans_group.command("list")
+@JSON
+def plans_list(as_json: bool = False) -> None:
+    """List the plans, with what plans.toml changes."""
+    config = load()
+    with _refusals():
+        found = _plans(config)
+    rows = [asdict(plan) for plan in found.by_name.values()]
+    lines = [f"{'plan':14} {'tokens/month':>14} {'a minute':>9} {'at once':>8} {'overage, cents':>15}  models"]
+    for plan in found.by_name.values():
+        often, at_once = ("-" if most is None else f"{most:,}" for most in (plan.requests_per_minute, plan.in_flight))
+        shown = f"{plan.name:14} {plan.tokens:>14,} {often:>9} {at_once:>8} {plan.overage_cents:>15,}"
+        lines.append(f"{shown}  {' '.join(plan.models)}")
+    _print(rows, as_json, "\n".join(lines))
+
+
+@plans_group.command("assign")
+@click.argument("user_name", metavar="USER")
+@click.argument("plan")
+@click.option("--until", help="A date or time as 2026-12-31 (UTC); without one, for good.")
+@JSON
+def plans_assign(user_name: str, plan: str, until: str | None, as_json: bool) -> None:
+    """Give a user a plan. A greater one counts at once; a lesser one, once the month is over."""
+    done = ask("plan_assign", user=user_name, plan=plan, until=None if until is None else _time(until))
+    _print(done, as_json, _plan_line(done))
+
+
+@plans_group.command("cap")
+@click.argument("user_name", metavar="USER")
+@click.argument("cents", metavar="CENTS|none")
+@JSON
+def plans_cap(user_name: str, cents: str, as_json: bool) -> None:
+    """Cap what a user may spend a month beyond their plan's tokens; `none` for what the plan says."""
+    if cents != "none" and not (cents.isascii() and cents.isdigit() and len(cents) < 10):
+        raise click.BadParameter("must be a whole number of cents, or none", param_hint="CENTS")
+    done = ask("plan_cap", user=user_name, cents=None if cents == "none" else int(cents))
+    _print(done, as_json, _plan_line(done))
+
+
+@plans_group.command("show")
+@click.argument("user_name", metavar="USER")
+@JSON
+def plans_show(user_name: str, as_json: bool) -> None:
+    """Show a user's plan, and what is left of it."""
+    found = ask("plan_show", user=user_name)
+    _print(found, as_json, _plan_line(found))
+
+
+def _plan_line(shown: Mapping[str, Any]) -> str:
+    until, beyond = shown["until"], shown["overage"]
+    line = f"{shown['id']} has {shown['plan']}{f' until {until}' if until else ''}: {shown['remaining']:,} of"
+    line += f" {shown['quota']:,} tokens are left, until {shown['reset']}"
+    return line if beyond is None else f"{line}; beyond: {beyond['remaining_cents']} of {beyond['cap_cents']} cents"
+
+
+# --- metering -------------------------------------------------------------------------------------------------
+
+SINK = click.argument("sink", type=click.Choice(settings.SINKS))
+
+
+@main.group()
+def meters() -> None:
+    """Where usage is reported. SINK is one of METERS; what it was not told yet waits for it, however long."""
+
+
+@meters.command("status")
+@click.option("--letters", type=click.IntRange(0, 1_000), default=20, help="How many dead letters to show.")
+@JSON
+def meters_status(letters: int, as_json: bool) -> None:
+    """Show how far each sink has got, and what its receiver refused (its dead letters)."""
+    found, lines = ask("meters_status", letters=letters), []
+    for sink in found:
+        lines += [_meter_line(sink), *(f"  {letter['id']}  {letter['reason']}" for letter in sink["dead"])]
+    _print(found, as_json, "\n".join(lines))
+
+
+def _meter_line(sink: Mapping[str, Any]) -> str:
+    waits = f", {sink['lag_s']:.0f} s" if sink["lag"] else ""
+    error = f"; waits until {sink['retry_at']}: {sink['error']}" if sink["error"] else ""
+    return f"{sink['sink']}: {sink['lag']} requests behind{waits}, {sink['dead_letters']} dead letters{error}"
+
+
+@meters.command("retry")
+@SINK
+@click.argument("id", metavar="[EVENT]", required=False)
+@JSON
+def meters_retry(sink: str, id: str | None, as_json: bool) -> None:
+    """Send dead letters again, one or all of them, and try at once where the sink waits."""
+    done = ask("meters_retry", sink=sink, id=id)
+    _print(done, as_json, f"{done['retried']} dead letters of {sink} are sent again")
+
+
+@meters.command("discard")
+@SINK
+@click.argument("id", metavar="EVENT")
+@JSON
+def meters_discard(sink: str, id: str, as_json: bool) -> None:
+    """Give up on a dead letter: it will never be reported."""
+    done = ask("meters_discard", sink=sink, id=id)
+    _print(done, as_json, f"{id} of {sink} is discarded")
+
+
+@meters.command("replay")
+@SINK
+@click.option("--since", required=True, help="A date or time as 2026-12-31 (UTC).")
+@click.option("--force", is_flag=True, help="Also where the receiver may have forgotten ids that it has counted.")
+@JSON
+def meters_replay(sink: str, since: str, force: bool, as_json: bool) -> None:
+    """Report everything again that settled since a time, to a receiver that has lost it. Never to Stripe."""
+    done = ask("meters_replay", sink=sink, since=_time(since), force=force)
+    _print(done, as_json, f"{done['rows']} requests are reported to {sink} again")
+
+
 # --- books, backup, restore -----------------------------------------------------------------------------------
 
 
@@ -472,7 +614,8 @@ def stripe_reviews(event: str | None, as_json: bool) -> None:
 def check(full: bool, as_json: bool) -> None:
     """Recompute the books from the rows; exit code 1 where they do not add up."""
     found = ask("check", full=full)
-    text = "\n".join([*found["wrong"], f"{found['accounts']} accounts, {len(found['wrong'])} differences"])
+    lines = [*found["wrong"], f"{found['accounts']} accounts, {len(found['wrong'])} differences"]
+    text = "\n".join([*lines, *(_meter_line(sink) for sink in found["meters"])])
     _print(found, as_json, text)
     sys.exit(0 if found["ok"] else 1)
 

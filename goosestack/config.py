@@ -7,6 +7,7 @@ the environment, `.env` in the working directory. Secrets are taken out of the p
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 from base64 import b64decode
@@ -21,6 +22,15 @@ from urllib.parse import urlsplit
 from dotenv import dotenv_values
 
 from goosestack.errors import Refusal
+
+SINKS = ("stripe_meter", "openmeter", "supabase", "webhook")
+PAYERS = METER_PAYERS = ("credits", "allowance", "overage")
+SUPABASE_SOURCES = tuple(
+    """id corrects user_id payer provider model wire input_tokens output_tokens total_tokens cache_read_tokens
+    cache_write_tokens reasoning_tokens cost_usd cost_nanos cost_cents estimated created_at settled_at supabase_id
+    stripe_customer_id""".split()
+)
+"""What the modules of `goosestack.sinks` know, which a test compares."""
 
 
 class _Bad(Exception):
@@ -93,6 +103,13 @@ def _bare_url(value: str) -> str:
     return url
 
 
+def _project_url(value: str) -> str:
+    url = _url(value)
+    if url.endswith(("/auth/v1", "/rest/v1")):
+        raise _Bad("must not end in /auth/v1 or /rest/v1, which are added to it")
+    return url
+
+
 def _token(value: str) -> str:
     if len(value.encode()) < 32:
         raise _Bad("must have at least 32 bytes")
@@ -103,6 +120,72 @@ def _key(value: str) -> str:
     if not value.isascii() or not value.isprintable() or " " in value:
         raise _Bad("must be printable ASCII without blanks")
     return value
+
+
+def _secret(value: str) -> str:
+    prefix, _, encoded = value.partition("_")
+    try:
+        size = len(base64.b64decode(encoded, validate=True))
+    except ValueError:
+        size = 0
+    if prefix != "whsec" or not 24 <= size <= 64:
+        raise _Bad("must be whsec_ and the base64 of 24 to 64 bytes")
+    return value
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.:/-]{1,100}", value):
+        raise _Bad("must be 1 to 100 letters, digits or any of _.:/-")
+    return value
+
+
+def _some_of(*known: str) -> Callable[[str], tuple[str, ...]]:
+    def parse(value: str) -> tuple[str, ...]:
+        names = tuple(name.strip() for name in value.split(",") if name.strip())
+        if len(set(names)) < len(names) or not set(names) <= set(known):
+            raise _Bad(f"must list, each once, some of {', '.join(known)}")
+        return names
+
+    return parse
+
+
+def _funding(value: str) -> tuple[str, ...]:
+    names = _some_of(*PAYERS)(value)
+    if not names:
+        raise _Bad(f"must name at least one of {', '.join(PAYERS)}")
+    return names
+
+
+def _plan_source(value: str) -> str:
+    kind, _, place = value.partition(":")
+    parts = place.split(".")
+    if kind == "claim" and re.fullmatch(r"app_metadata(\.[A-Za-z0-9_]{1,64}){1,4}|[a-z_]{0,40}role", place):
+        return value
+    if kind == "table" and len(parts) == 2:
+        return f"table:{_column(parts[0])}.{_column(parts[1])}"
+    if value != "subscription":
+        raise _Bad("must be subscription, claim:app_metadata.NAME, claim:user_role or table:TABLE.COLUMN")
+    return value
+
+
+def _column(value: str) -> str:
+    if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", value):
+        raise _Bad(f"must name tables and columns as a_b1; {value[:64]} is no such name")
+    return value
+
+
+def _columns(value: str) -> tuple[str, ...]:
+    filled = {}
+    for part in value.split(","):
+        column, _, source = part.strip().partition("=")
+        if _column(column) in filled:
+            raise _Bad(f"has the column {column} twice")
+        filled[column] = source or column
+        if filled[column] not in SUPABASE_SOURCES:
+            raise _Bad(f"fills {column} with {filled[column][:64]}, which is none of {', '.join(SUPABASE_SOURCES)}")
+    if list(filled.values()).count("id") != 1:
+        raise _Bad("must fill one column with id, by which a row is inserted once")
+    return tuple(f"{column}={source}" for column, source in filled.items())
 
 
 def _origins(value: str) -> tuple[str, ...]:
@@ -271,6 +354,74 @@ class Config:
     )
     low_balance_cents: int = option(
         "Billing", "100", _integer(0, 100_000_000), "A balance below this is noticed, once; 0: never."
+    )
+
+    funding: tuple[str, ...] = option(
+        "Plans", "credits", _funding, f"What pays, in the order in which it is asked: {', '.join(PAYERS)}."
+    )
+    plans_file: Path = option("Plans", "./plans.toml", _path, "Your own plans.")
+    plan_source: str = option(
+        "Plans",
+        "subscription",
+        _plan_source,
+        "Who says which plan a user has: subscription, claim:app_metadata.NAME, claim:user_role, table:TABLE.COLUMN.",
+    )
+    plan_table_key: str = option("Plans", "id", _column, "The column of that table that has the user's id.")
+    plan_cache_s: int = option("Plans", "60", _integer(1, 86_400), "How long what it said is not asked again.")
+
+    supabase_url: str | None = option(
+        "Apps", None, _project_url, "The project whose users may call with their access token."
+    )
+    jwt_secret: str | None = option(
+        "Apps", None, _token, "Its legacy secret (HS256), instead of its published keys (ES256, RS256).", secret=True
+    )
+    supabase_anonymous: bool = option("Apps", "false", _flag, "Whether its anonymous users may call, too.")
+    supabase_check_s: int = option(
+        "Apps", "0", _integer(0, 86_400), "Ask it again after so long whether a token still stands; 0: never."
+    )
+    supabase_anon_key: str | None = option(
+        "Apps", None, _key, "Its anon or publishable key, which it is asked with.", secret=True
+    )
+    chat_default_model: str | None = option(
+        "Apps", None, _text, "The model of POST /api/chat where the caller names none."
+    )
+
+    meters: tuple[str, ...] = option(
+        "Metering", "", _some_of(*SINKS), f"Where usage is reported, with commas: {', '.join(SINKS)}."
+    )
+    stripe_meter_event: str | None = option("Metering", None, _name, "The meter's event name.")
+    stripe_meter_value: str = option(
+        "Metering", "tokens", _choice("tokens", "cost"), "What it counts: tokens, or cost in microdollars."
+    )
+    stripe_meter_payers: tuple[str, ...] = option(
+        "Metering", ",".join(METER_PAYERS), _some_of(*METER_PAYERS), "Whose usage it is told of, by what paid for it."
+    )
+    stripe_meter_by_minute: bool = option(
+        "Metering", "false", _flag, "One event for each user and minute, not for each request."
+    )
+    openmeter_url: str | None = option("Metering", None, _url, "OpenMeter's address, without /api/v1/events.")
+    openmeter_token: str | None = option("Metering", None, _key, "Its token, where it wants one.", secret=True)
+    openmeter_source: str = option("Metering", "goosestack", _name, "The events' source; one for each gateway.")
+    openmeter_event_type: str = option("Metering", "llm.usage", _name, "The events' type.")
+    openmeter_subject: str = option(
+        "Metering",
+        "user_id",
+        _choice("user_id", "stripe_customer_id", "supabase_id"),
+        "The events' subject: user_id, stripe_customer_id or supabase_id.",
+    )
+    supabase_service_key: str | None = option(
+        "Metering", None, _key, "The project's service_role or secret key, to insert rows with.", secret=True
+    )
+    supabase_usage_table: str = option("Metering", "usage_log", _column, "The table that usage is mirrored to.")
+    supabase_usage_columns: tuple[str, ...] = option(
+        "Metering",
+        "request_id=id,user_id=supabase_id,provider,model,input_tokens,output_tokens,cost_usd,created_at=settled_at",
+        _columns,
+        "Its columns, each as column or column=field.",
+    )
+    meter_webhook_url: str | None = option("Metering", None, _url, "Your own receiver.")
+    meter_webhook_secret: str | None = option(
+        "Metering", None, _secret, "What it is signed with: whsec_ and base64.", secret=True
     )
 
     signup: str = option("Limits", "open", _choice("open", "closed"), "Whether anyone may make a key (with no credit).")

@@ -81,10 +81,24 @@ class CredentialConflict(Problem):
 
 
 class NotAuthenticated(Problem):
-    """No valid API key. Send `Authorization: Bearer gsk_...` or `x-api-key: gsk_...`."""
+    """No valid API key or access token. Send it as `Authorization: Bearer ...` or `x-api-key: ...`."""
 
     status, type = 401, "authentication_error"
     openai, anthropic = ("invalid_request_error", "invalid_api_key"), "authentication_error"
+
+
+class TokenExpired(Problem):
+    """The access token has expired; get a new one and ask again."""
+
+    status, type = 401, "authentication_error"
+    openai, anthropic = ("invalid_request_error", "token_expired"), "authentication_error"
+
+
+class SignInUnavailable(Problem):
+    """The sign-in service cannot be asked whether the access token is good; try again in a moment."""
+
+    status, type = 503, "overloaded_error"
+    openai, anthropic = ("service_unavailable_error", "sign_in_unavailable"), "overloaded_error"
 
 
 class NotPermitted(Problem):
@@ -177,6 +191,31 @@ class ModelNotFound(Problem):
 
     status, type = 404, "not_found"
     openai, anthropic = ("invalid_request_error", "model_not_found"), "not_found_error"
+
+
+class ModelNotInPlan(Problem):
+    """Your plan ({plan}) does not include `{model}`. `GET /api/me` says which models it has."""
+
+    status, type = 403, "authorization_error"
+    openai, anthropic = ("permission_error", "model_not_in_plan"), "permission_error"
+
+
+class QuotaExceeded(Problem):
+    """Your plan's tokens do not suffice ({plan}: {quota} a month): this request needs up to {required}, and {available}
+    are left. {affordable}The next are given at {reset}."""
+
+    status, type = 429, "quota_exceeded"
+    openai, anthropic = ("insufficient_quota", "quota_exceeded"), "rate_limit_error"
+    retry = False
+
+
+class CapReached(Problem):
+    """The cap on what you spend beyond your plan does not suffice ({cap} a month): this request needs up to {required},
+    and {available} is left. {affordable}The next month begins at {reset}."""
+
+    status, type = 429, "quota_exceeded"
+    openai, anthropic = ("insufficient_quota", "quota_exceeded"), "rate_limit_error"
+    retry = False
 
 
 class InsufficientFunds(Problem):

@@ -18,7 +18,7 @@ from goosestack import errors
 from goosestack.gateway import Gateway, relay
 from goosestack.limits import address_bucket
 from goosestack.logs import redact_bytes
-from goosestack.wire import Wire, envelope
+from goosestack.wire import Wire, envelope, mobile_chat
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -28,18 +28,19 @@ ASGI = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MOST_HEADER_BYTES = 32 * 1024
 MOST_HEADERS = 100
+_CREDENTIALS = (b"authorization", b"x-api-key")
 _OWN = frozenset(("", "/", "/health", "/readyz", "/metrics", "/pricing", "/keys", "/usage", "/holds"))
 
 
 class WireEndpoint:
     """One wire format's route, as a plain ASGI application: what is streamed is not wrapped again."""
 
-    def __init__(self, gateway: Gateway, wire: Wire) -> None:
-        self._gateway, self._wire = gateway, wire
+    def __init__(self, gateway: Gateway, wire: Wire, route: str | None = None) -> None:
+        self._gateway, self._wire, self._route = gateway, wire, f"/v1{wire.path}" if route is None else route
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Relay the request, and deliver what the relay hands over."""
-        scope["state"].update(dialect=self._wire.dialect, route=f"/v1{self._wire.path}")
+        scope["state"].update(dialect=self._wire.dialect, route=self._route)
         work = await relay(self._gateway, self._wire, scope, receive)
         scope["state"]["relayed"] = True
         watch = asyncio.ensure_future(_gone(receive)) if work.bid.call.stream else None
@@ -155,6 +156,8 @@ class Problems:
 
 def _check_size(headers: Sequence[tuple[bytes, bytes]]) -> None:
     if len(headers) > MOST_HEADERS or sum(len(name) + len(value) for name, value in headers) > MOST_HEADER_BYTES:
+        if any(name in _CREDENTIALS and len(value) > MOST_HEADER_BYTES for name, value in headers):
+            raise errors.NotAuthenticated()  # a credential of this length is none: no need to look at it
         raise errors.HeadersTooLarge(limit=MOST_HEADER_BYTES)
 
 
@@ -169,8 +172,8 @@ def dialect(scope: Scope) -> str:
         return cast(str, scope["state"]["dialect"])
     if path.startswith("/messages"):
         return "anthropic"
-    vendors = scope["path"].startswith("/v1/") or path.startswith(("/chat", "/responses", "/embeddings", "/models"))
-    return "openai" if vendors else "ours"
+    vendors = path.startswith(("/chat", "/responses", "/embeddings", "/models", mobile_chat.ROUTE))
+    return "openai" if vendors or scope["path"].startswith("/v1/") else "ours"
 
 
 def _methods(routes: Sequence[BaseRoute], path: str) -> set[str]:

@@ -9,17 +9,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from goosestack import bidding, errors, ledger
+from goosestack import bidding, errors, ledger, plans
 from goosestack.accounts import Principal, pro_until
 from goosestack.auth import Identifier, identify, provider_key
 from goosestack.bidding import THREAD_ABOVE_BYTES
 from goosestack.ledger import Charge
 from goosestack.limits import RateLimit
 from goosestack.payers import Funding, Payer, Shortage
+from goosestack.plan_table import PlanTable
+from goosestack.plans import Plans
 from goosestack.relay import Desk, Relay
 from goosestack.store import Tx
 from goosestack.stream import Deadline
@@ -41,26 +43,54 @@ class Gateway(Desk):
     fundings: Sequence[Funding]
     """Who pays, in the order in which they are asked."""
     rate_limit: RateLimit
-    """Per key."""
+    """Per key, or, of a caller without one, per user."""
     strangers: RateLimit
     """Per address, for whoever proves nothing."""
+    plans: Plans | None = None
+    """None where they count for nothing."""
+    plan_limits: Mapping[str, RateLimit] = field(default_factory=dict)
+    """Of the plans that name one, per user."""
+    plan_table: PlanTable | None = None
     stopping: bool = False
     revoked: dict[str, float] = field(default_factory=dict)
     """Keys that ended a moment ago, and when (loop time): whoever was identified before may still be sending a body."""
 
     async def identify(self, scope: Scope) -> Principal:
-        """Who calls. Whoever proves nothing is counted by address."""
+        """Who calls, and which plan they have. Whoever proves nothing is counted by address."""
         try:
-            return await identify(self.identifiers, scope["headers"])
+            caller = await identify(self.identifiers, scope["headers"])
         except errors.Problem:
             await self.strangers.hit(scope["state"]["address"])
             raise
+        if self.plan_table is not None:
+            await self.plan_table.look(caller)
+        return self.with_plan(caller)
+
+    def with_plan(self, caller: Principal) -> Principal:
+        """The caller, with the plan that they have now, where plans count."""
+        if self.plans is None:
+            return caller
+        return replace(caller, member=self.store.peek(plans.of_user, self.plans, caller.user_id, self.now()))
 
     async def admit(self, caller: Principal) -> dict[str, str]:
         """Whether the caller may ask now; the headers that say how much of the rate limit is left."""
         if self.stopping:
             raise errors.ShuttingDown()
-        return await self.rate_limit.hit(caller.key_id)
+        limit = self.rate_limit_of(caller)
+        if limit is self.rate_limit and caller.key_id is not None:
+            return await limit.hit(caller.key_id)
+        return await limit.hit(caller.user_id)
+
+    def rate_limit_of(self, caller: Principal) -> RateLimit:
+        """The caller's plan's, where it names one: for all of a user's keys together. Else that of every key."""
+        if caller.member is None:
+            return self.rate_limit
+        return self.plan_limits.get(caller.member.plan.name, self.rate_limit)
+
+    def most_in_flight(self, caller: Principal) -> int:
+        """Requests of this caller at once, by their plan or the settings; 0 for no limit."""
+        named = None if caller.member is None else caller.member.plan.in_flight
+        return self.limits.max_in_flight if named is None else named
 
     def payers(self, caller: Principal) -> list[Payer]:
         """Whom the caller can have a request paid by, in the order in which they are asked."""
@@ -73,7 +103,7 @@ class Gateway(Desk):
             raise errors.ShuttingDown()
         if caller.key_id in self.revoked:
             raise errors.NotAuthenticated()
-        most = self.limits.max_in_flight
+        most = self.most_in_flight(caller)
         if most and sum(relay.caller.user_id == caller.user_id for relay in self.live.values()) >= most:
             raise errors.TooManyInFlight(limit=most, headers={**headers, "retry-after": "1"})
         if self.store.full:

@@ -112,12 +112,20 @@ class Client:
     async def post(self, url: URL, headers: Mapping[str, str], body: bytes, exchange: Exchange | None = None) -> Answer:
         """Send a request; the answer's head. Raises NotSent or Lost; the caller bounds the time, and may look into the
         exchange at any time."""
-        exchange = Exchange() if exchange is None else exchange
-        started = time.monotonic()
         data = body if len(body) <= MOST_AT_ONCE_BYTES else BytesIO(body)
+        return await self._ask("POST", url, headers, data, Exchange() if exchange is None else exchange)
+
+    async def get(self, url: URL, headers: Mapping[str, str]) -> Answer:
+        """Ask for something; see `post`."""
+        return await self._ask("GET", url, headers, None, Exchange())
+
+    async def _ask(
+        self, method: str, url: URL, headers: Mapping[str, str], data: bytes | BytesIO | None, exchange: Exchange
+    ) -> Answer:
+        started = time.monotonic()
         try:
-            response = await self._session.post(
-                url, data=data, headers=headers, allow_redirects=False, trace_request_ctx=exchange
+            response = await self._session.request(
+                method, url, data=data, headers=headers, allow_redirects=False, trace_request_ctx=exchange
             )
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
             raise NotSent(type(error).__name__) from error

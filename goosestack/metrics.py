@@ -39,6 +39,22 @@ class Counter:
         return family
 
 
+class Gauge(Counter):
+    """Values of this moment by label values."""
+
+    def set(self, values: Labels, value: float) -> None:
+        """Set the value of these label values."""
+        self._sums[values] = value
+
+    def collect(self) -> Metric:
+        """As prometheus-client has it."""
+        name, help, labels = self._about
+        family = GaugeMetricFamily(name, help, labels=labels)
+        for values, value in tuple(self._sums.items()):
+            family.add_metric(values, value)
+        return family
+
+
 class Histogram:
     """Counts by bucket and label values."""
 
@@ -87,6 +103,11 @@ class Metrics:
         self.alerts = Counter("goosestack_alerts", "What the operator should look at.", ("kind",))
         self.commit_seconds = Histogram("goosestack_commit_seconds", "Time of a group commit.", (), _COMMIT_SECONDS)
         self.commit_verbs = Histogram("goosestack_commit_verbs", "Verbs in a group commit.", (), _COMMIT_VERBS)
+        self.meter_lag = Gauge("goosestack_meter_lag_rows", "Settled requests not reported yet.", ("sink",))
+        self.meter_lag_seconds = Gauge(
+            "goosestack_meter_lag_seconds", "Since when the oldest of them waits.", ("sink",)
+        )
+        self.dead_letters = Gauge("goosestack_meter_dead_letters", "What receivers refused for good.", ("sink",))
         self.gauges: dict[str, tuple[str, float]] = {
             "goosestack_open_holds": ("Requests in flight.", 0),
             "goosestack_disk_full": ("1 while the disk has no room.", 0),

@@ -1,19 +1,24 @@
 """What pays: the family of ways to be paid for a request, behind one interface.
 
 A payer is an account and what a request costs there, in grains of its unit. `Funding` says who has which: a gateway has
-a list of them, and a request is paid by the first payer that can hold it. One request, one account.
+a list of them, and a request is paid by the first payer that can hold it. One request, one account. The members:
+
+    credits     prepaid cents
+    allowance   the tokens that a plan gives for a period: all input and all output, whatever the model
+    overage     cents beyond them, up to a cap, for which somebody is billed later
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Protocol
 
-from goosestack import ledger, pricing
+from goosestack import allowance, ledger, plans, pricing
 from goosestack.accounts import Principal
-from goosestack.errors import InDebt, InsufficientFunds, Problem
+from goosestack.errors import CapReached, InDebt, InsufficientFunds, ModelNotInPlan, Problem, QuotaExceeded
 from goosestack.ledger import Authorized, NewHold, Settled
+from goosestack.plans import Membership, Plans
 from goosestack.pricing import Model, Terms
 from goosestack.store import Tx
 
@@ -38,8 +43,17 @@ class Payer(Protocol):
         """The account; None where `authorize` opens it."""
         ...
 
+    @property
+    def unit(self) -> str:
+        """What the account counts: a key of `ledger.GRAINS`."""
+        ...
+
+    def admit(self, model: Model) -> None:
+        """Raise a Problem where this payer does not pay for this model."""
+        ...
+
     def prices(self, model: Model) -> tuple[Model, Terms]:
-        """The model at this payer's prices, and the terms on them. Raises a Problem where it may not be asked for."""
+        """The model at this payer's prices, and the terms on them; also of another than was asked for."""
         ...
 
     def authorize(self, tx: Tx, hold: NewHold, at_least: int, at_most: int, now: str) -> Authorized:
@@ -91,6 +105,14 @@ class Credits:
     terms: Terms
     public_url: str | None = None
 
+    @property
+    def unit(self) -> str:
+        """See `Payer.unit`."""
+        return "usd_cents"
+
+    def admit(self, model: Model) -> None:
+        """See `Payer.admit`: credits pay for all that is sold."""
+
     def prices(self, model: Model) -> tuple[Model, Terms]:
         """See `Payer.prices`."""
         return model, self.terms
@@ -112,11 +134,10 @@ class Credits:
         where = where_to_pay(self.public_url)
         if shortage.debt:
             return InDebt(debt=f"${Decimal(shortage.debt).scaleb(-2):.2f}", where=where)
-        affordable = shortage.affordable
         return InsufficientFunds(
             required=dollars(shortage.required, up=True),
             available=dollars(shortage.available, up=False),
-            affordable="" if affordable is None else f"About {affordable} output tokens are affordable. ",
+            affordable=affordable_text(shortage),
             where=where,
         )
 
@@ -127,6 +148,168 @@ class Credits:
             "x-goosestack-cost-cents": str(receipt.billed),
             "x-goosestack-balance-cents": str(receipt.balance),
         }
+
+
+# --- plans ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AllowanceFunding:
+    """The tokens of a plan, which every user has: whoever has no other has the free one."""
+
+    plans: Plans
+    terms: Terms
+
+    def payer(self, caller: Principal) -> Allowance | None:
+        """See `Funding.payer`."""
+        return None if caller.member is None else Allowance(caller.user_id, caller.member, self.plans, self.terms)
+
+
+@dataclass(frozen=True, slots=True)
+class OverageFunding:
+    """Cents beyond the tokens, which those have whose cap is above zero."""
+
+    plans: Plans
+    terms: Terms
+
+    def payer(self, caller: Principal) -> Overage | None:
+        """See `Funding.payer`."""
+        if caller.member is None or caller.member.overage_cents == 0:
+            return None
+        return Overage(caller.user_id, caller.member, self.plans, self.terms)
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """What the two have in common. Which plan counts is looked up again where the hold is made."""
+
+    user_id: str
+    member: Membership
+    """As it was when the request came in."""
+    plans: Plans
+    terms: Terms
+
+    @property
+    def account_id(self) -> int | None:
+        """See `Payer.account_id`."""
+        return None
+
+    def admit(self, model: Model) -> None:
+        """See `Payer.admit`."""
+        plan = self.member.plan
+        if not plan.includes(model.id):
+            raise ModelNotInPlan(plan=plan.name, model=model.id, param="model")
+
+    def prices(self, model: Model) -> tuple[Model, Terms]:
+        """See `Payer.prices`."""
+        return model, self.terms
+
+    def _now(self, tx: Tx, now: str) -> Membership:
+        return plans.of_user(tx, self.plans, self.user_id, now)
+
+    @property
+    def _reset(self) -> dict[str, str]:
+        return {"x-goosestack-reset": self.member.period.ends_at}
+
+
+class Allowance(_Planned):
+    """A period's account in `tokens`. A grain is a token."""
+
+    __slots__ = ()
+
+    @property
+    def unit(self) -> str:
+        """See `Payer.unit`."""
+        return allowance.TOKENS
+
+    def authorize(self, tx: Tx, hold: NewHold, at_least: int, at_most: int, now: str) -> Authorized:
+        """See `Payer.authorize`."""
+        account_id = allowance.open_tokens(tx, self._now(tx, now), self.user_id, now)
+        return ledger.authorize(tx, replace(hold, account_id=account_id), at_least, at_most, now)
+
+    def look(self, tx: Tx) -> Authorized:
+        """See `Payer.look`."""
+        return Authorized(None, max(0, allowance.tokens_of(tx, self.member, self.user_id).available))
+
+    def grains(self, nanos: int, tokens: int) -> int:
+        """See `Payer.grains`."""
+        return tokens
+
+    def refuse(self, shortage: Shortage) -> Problem:
+        """See `Payer.refuse`."""
+        return QuotaExceeded(
+            plan=self.member.plan.name,
+            quota=self.member.plan.tokens,
+            required=shortage.required,
+            available=shortage.available,
+            affordable=affordable_text(shortage),
+            reset=self.member.period.ends_at,
+            headers=self._reset,
+        )
+
+    def told(self, receipt: Settled) -> dict[str, str]:
+        """See `Payer.told`."""
+        return {
+            "x-goosestack-payer": "allowance",
+            "x-goosestack-cost-usd": "0",
+            "x-goosestack-cost-cents": "0",
+            "x-goosestack-cost-tokens": str(receipt.billed),
+            "x-goosestack-tokens-remaining": str(receipt.available),
+            **self._reset,
+        }
+
+
+class Overage(_Planned):
+    """A period's account in `usd_cents`, granted the cap. A grain is a nanodollar."""
+
+    __slots__ = ()
+
+    @property
+    def unit(self) -> str:
+        """See `Payer.unit`."""
+        return allowance.OVERAGE
+
+    def authorize(self, tx: Tx, hold: NewHold, at_least: int, at_most: int, now: str) -> Authorized:
+        """See `Payer.authorize`."""
+        account_id = allowance.open_overage(tx, self._now(tx, now), self.user_id, now)
+        return ledger.authorize(tx, replace(hold, account_id=account_id), at_least, at_most, now)
+
+    def look(self, tx: Tx) -> Authorized:
+        """See `Payer.look`."""
+        return Authorized(None, max(0, allowance.overage_of(tx, self.member, self.user_id).available))
+
+    def grains(self, nanos: int, tokens: int) -> int:
+        """See `Payer.grains`."""
+        return nanos
+
+    def refuse(self, shortage: Shortage) -> Problem:
+        """See `Payer.refuse`."""
+        return CapReached(
+            cap=f"${Decimal(self.member.overage_cents).scaleb(-2):.2f}",
+            required=dollars(shortage.required, up=True),
+            available=dollars(shortage.available, up=False),
+            affordable=affordable_text(shortage),
+            reset=self.member.period.ends_at,
+            headers=self._reset,
+        )
+
+    def told(self, receipt: Settled) -> dict[str, str]:
+        """See `Payer.told`."""
+        return {
+            "x-goosestack-payer": "overage",
+            "x-goosestack-cost-usd": pricing.dollars(receipt.nanos),
+            "x-goosestack-cost-cents": str(receipt.billed),
+            "x-goosestack-overage-remaining-cents": str(receipt.balance),
+            **self._reset,
+        }
+
+
+# --- in words -------------------------------------------------------------------------------------------------
+
+
+def affordable_text(shortage: Shortage) -> str:
+    """How much output could be paid for, as a sentence; nothing where there is none to cap."""
+    return "" if shortage.affordable is None else f"About {shortage.affordable} output tokens are affordable. "
 
 
 def where_to_pay(public_url: str | None) -> str:

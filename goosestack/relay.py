@@ -559,10 +559,15 @@ class Relay:
         if charge.estimated:
             metrics.estimates.add((provider,))
         if isinstance(receipt, Settled):
-            metrics.charged(provider, charge.counts[0], charge.counts[1], receipt.billed)
+            metrics.charged(provider, charge.counts[0], charge.counts[1], self._cents(receipt))
             if receipt.shortfall > 0:
-                metrics.shortfalls.add((provider,), receipt.shortfall)
-                self.desk.alert("shortfall", request_id=self.id, nanos=receipt.shortfall)
+                tokens = self.bid.payer is not None and self.bid.payer.unit == "tokens"
+                metrics.shortfalls.add((provider,), 0 if tokens else receipt.shortfall)
+                self.desk.alert("shortfall", request_id=self.id, **{"tokens" if tokens else "nanos": receipt.shortfall})
+
+    def _cents(self, receipt: Settled) -> int:
+        """What was billed, where it is money."""
+        return receipt.billed if self.bid.payer is not None and self.bid.payer.unit == "usd_cents" else 0
 
     def _log(self) -> None:
         desk, bid, receipt = self.desk, self.bid, self.receipt
@@ -587,7 +592,7 @@ class Relay:
             ms=round(1000 * took),
             first_ms=None if first is None else round(1000 * first),
             cost_usd=None if settled is None else pricing.dollars(settled.nanos),
-            cost_cents=None if settled is None else settled.billed,
+            cost_cents=None if settled is None else self._cents(settled),
         )
 
     def log_fault(self, error: BaseException) -> None:

@@ -29,8 +29,17 @@ ROW = (
     "estimated",
     "reason",
     "ended_at",
+    "payer",
 )
 """The columns of one request, as they are shown."""
+
+PAYER = (
+    "CASE WHEN unit IS NULL THEN 'nobody' WHEN unit = 'tokens' THEN 'allowance' WHEN unit = 'usdc_micro' THEN 'channel'"
+    " WHEN (SELECT ref FROM accounts WHERE accounts.id = account_id) = '' THEN 'credits' ELSE 'overage' END"
+)
+"""What paid for a row."""
+
+_SELECT = f"SELECT {', '.join(ROW[:-1])}, {PAYER} FROM usage_log"
 
 
 def by_model(tx: Tx, user_id: str, since: datetime, until: datetime | None) -> list[dict[str, object]]:
@@ -52,7 +61,7 @@ def recent(
     """A user's requests, the latest first, from below the id `before` (the cursor)."""
     upper = _to(until) if before is None else min(before, _to(until))
     rows = tx.execute(
-        f"SELECT {', '.join(ROW)} FROM usage_log WHERE user_id = ? AND id >= ? AND id < ? ORDER BY id DESC LIMIT ?",
+        f"{_SELECT} WHERE user_id = ? AND id >= ? AND id < ? ORDER BY id DESC LIMIT ?",
         (user_id, "" if since is None else _from(since), upper, limit),
     ).fetchall()
     return [_shown(row) for row in rows]
@@ -62,8 +71,7 @@ def everything(tx: Tx, user_id: str, since: datetime, until: datetime | None, mo
     """A user's settled requests of a time, the earliest first; at most `most`."""
     rows: Iterator[tuple[object, ...]] = iter(
         tx.execute(
-            f"SELECT {', '.join(ROW)} FROM usage_log"
-            " WHERE user_id = ? AND id >= ? AND id < ? AND status = 'settled' ORDER BY id LIMIT ?",
+            f"{_SELECT} WHERE user_id = ? AND id >= ? AND id < ? AND status = 'settled' ORDER BY id LIMIT ?",
             (user_id, _from(since), _to(until), most),
         )
     )
@@ -71,13 +79,20 @@ def everything(tx: Tx, user_id: str, since: datetime, until: datetime | None, mo
 
 
 def held(tx: Tx, user_id: str) -> list[dict[str, object]]:
-    """What is in flight for a user: `id`, `model`, `held_usd`, `since`."""
+    """What is in flight for a user: `id`, `provider`, `model`, `payer`, `since`, and either `held_usd` or
+    `held_tokens`; the other is None."""
     rows = tx.execute(
-        "SELECT id, provider, model, held, created_at FROM usage_log WHERE user_id = ? AND status = 'held' ORDER BY id",
+        f"SELECT id, provider, model, {PAYER}, created_at, held FROM usage_log"
+        " WHERE user_id = ? AND status = 'held' ORDER BY id",
         (user_id,),
     )
+    names = ("id", "provider", "model", "payer", "since")
     return [
-        {"id": row[0], "provider": row[1], "model": row[2], "held_usd": dollars(row[3]), "since": row[4]}
+        {
+            **dict(zip(names, row[:5], strict=True)),
+            "held_usd": None if row[3] == "allowance" else dollars(row[5]),
+            "held_tokens": row[5] if row[3] == "allowance" else None,
+        }
         for row in rows
     ]
 
@@ -85,7 +100,8 @@ def held(tx: Tx, user_id: str) -> list[dict[str, object]]:
 def _shown(row: tuple[object, ...]) -> dict[str, object]:
     shown = dict(zip(ROW, row, strict=True))
     shown["cost_usd"] = dollars(int(str(shown.pop("cost_nanos"))))
-    shown["shortfall_usd"] = dollars(int(str(shown.pop("shortfall"))))
+    lacked = int(str(shown.pop("shortfall")))  # of an allowance it is tokens, which the house bore as it bore the rest
+    shown["shortfall_usd"] = dollars(0 if shown["payer"] == "allowance" else lacked)
     shown["estimated"] = bool(shown["estimated"])
     return shown
 

@@ -265,11 +265,12 @@ def test_usage_tells_balance_spending_latest_requests_and_keys(used: Used) -> No
     shown = usage_of(world, alice.key)
     assert set(shown) == {
         *("balance_cents", "balance_usd", "debt_cents", "held_cents", "available_cents", "pro", "pro_until"),
-        *("usage_30d", "recent_requests", "next_cursor", "api_keys"),
+        *("usage_30d", "recent_requests", "next_cursor", "api_keys", "allowance"),
     }
     assert (shown["balance_cents"], shown["balance_usd"], shown["held_cents"]) == (999, "9.99", 0)
     assert shown["available_cents"] == 999
-    assert (shown["pro"], shown["pro_until"]) == (False, None)
+    assert (shown["pro"], shown["pro_until"], shown["allowance"]) == (False, None, None)
+    assert {row["payer"] for row in shown["recent_requests"]} == {"credits"}
     assert [row["id"] for row in shown["recent_requests"]] == ids[::-1]
     assert all(set(row) == ROW for row in shown["recent_requests"])
     assert [row["status"] for row in shown["recent_requests"]] == ["released"] + ["settled"] * 7
@@ -356,7 +357,8 @@ def test_what_is_in_flight_is_listed_and_can_be_ended_by_its_user_alone(world: W
     with opened(world, "/v1/chat/completions", key=alice.key, body=SLOW) as stream:
         assert stream.readline()
         (hold,) = ask(world, "GET", "/v1/holds", key=alice.key).json()["holds"]
-        assert set(hold) == {"id", "provider", "model", "held_usd", "since"}
+        assert set(hold) == {"id", "provider", "model", "payer", "held_usd", "held_tokens", "since"}
+        assert (hold["payer"], hold["held_tokens"]) == ("credits", None)
         assert (hold["id"], hold["model"]) == (stream.headers["x-request-id"], "gpt-4o-mini")
         shown = usage_of(world, alice.key)
         assert shown["held_cents"] == 1 and shown["available_cents"] == 999

@@ -142,6 +142,8 @@ def preflight(world: World, path: str, method: str, origin: str = PAGE["origin"]
         ("/v1/usage", "GET"),
         ("/v1/keys", "POST"),
         ("/v1/keys/key_1", "DELETE"),
+        ("/api/chat", "POST"),
+        ("/api/me", "GET"),
     ],
 )
 def test_a_browser_may_ask_from_any_page_and_never_with_cookies(world: World, path: str, method: str) -> None:
@@ -164,8 +166,11 @@ def test_our_headers_are_exposed_to_pages_on_answers_streams_and_problems_alike(
         ask(world, "POST", "/v1/chat/completions", key=alice.key, body=chat(), headers=PAGE),
         ask(world, "POST", "/v1/chat/completions", key=alice.key, body=chat(stream=True), headers=PAGE),
         ask(world, "POST", "/v1/chat/completions", key=alice.key, body=chat(model="none"), headers=PAGE),
+        ask(world, "POST", "/api/chat", key=alice.key, body=chat(stream=True), headers=PAGE),
+        ask(world, "POST", "/api/chat", key=alice.key, body=chat(n=2), headers=PAGE),
+        ask(world, "GET", "/api/me", headers=PAGE),
     ]
-    assert [reply.status for reply in replies] == [200, 401, 404, 200, 200, 404]
+    assert [reply.status for reply in replies] == [200, 401, 404, 200, 200, 404, 200, 400, 401]
     for reply in replies:
         assert reply.headers["access-control-allow-origin"] == "*"
         assert reply.headers["access-control-allow-credentials"] is None

@@ -21,7 +21,7 @@ async def _ask(client: aiohttp.ClientSession, world: World, alice: Customer, bod
         return answer.status
 
 
-async def _all_at_once(world: World, alice: Customer, body: bytes, count: int) -> Counter[int]:
+async def all_at_once(world: World, alice: Customer, body: bytes, count: int) -> Counter[int]:
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
         return Counter(await asyncio.gather(*(_ask(client, world, alice, body) for _ in range(count))))
 
@@ -32,7 +32,7 @@ def test_of_500_requests_on_a_balance_for_one_exactly_one_is_answered(world: Wor
     mark = world.upstream.mark()
     text = 'demo:{"usage":{"completion_tokens":10000},"hang_s":0.2}'
     asked = {"model": "gpt-4o-mini", "max_tokens": 10_000, "messages": [{"role": "user", "content": text}]}
-    answers = asyncio.run(_all_at_once(world, alice, json.dumps(asked).encode(), AT_ONCE))
+    answers = asyncio.run(all_at_once(world, alice, json.dumps(asked).encode(), AT_ONCE))
     assert answers == {200: 1, 402: AT_ONCE - 1}
     assert len(world.upstream.dispatches(mark)) == 1
     (row,) = world.ended_rows(alice, 1)
@@ -44,7 +44,7 @@ def test_requests_without_a_cap_share_what_there_is(world: World) -> None:
     alice = world.customer(2)
     mark = world.upstream.mark()
     asked = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": 'demo:{"hang_s":0.3}'}]}
-    answers = asyncio.run(_all_at_once(world, alice, json.dumps(asked).encode(), 20))
+    answers = asyncio.run(all_at_once(world, alice, json.dumps(asked).encode(), 20))
     rows = world.ended_rows(alice, answers[200])
     assert 1 <= answers[200] < 20
     assert answers[200] + answers[402] == 20

@@ -22,12 +22,16 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from uuid import uuid4
 
 import click
 import pytest
 
 from goosestack import app, cli, config, errors, pricing
 from goosestack.metrics import Metrics
+from goosestack.wire import mobile_chat
+from tests.asking import directed
+from tests.project import Project
 from tests.test_tidy import LAYERS
 from tests.world import OPENAI_KEY, World, bare_environment, until
 
@@ -134,7 +138,7 @@ def test_the_table_of_metrics_is_what_is_exposed() -> None:
 
 
 def test_the_table_of_routes_is_what_the_application_serves() -> None:
-    wires = [f"POST /v1{wire.path}" for wire in app.WIRES]
+    wires = [*(f"POST /v1{wire.path}" for wire in app.WIRES), f"POST {mobile_chat.ROUTE}"]
     own = [f"{method} {path.replace(':path', '')}" for method, path, _ in app.ROUTES]
     found = rows("route")
     assert sorted(names(row[0])[0] for row in found) == sorted(wires + own)
@@ -190,7 +194,9 @@ def test_every_file_that_is_named_exists() -> None:
     said = re.findall(r"(?<![\w/.~-])\.?/?((?:scripts|goosestack|tests|\.ci)/[\w./-]*\w|LICENSE|Caddyfile)\b", README)
     said += re.findall(r"`(goosestack[\w-]*\.(?:service|timer)|\w+\.lock|\w+\.toml|\.env\.example)`", README)
     said += re.findall(r"(?<= )(goosestack[\w-]*\.(?:service|timer))\b", README)
-    missing = sorted({name for name in said if name != "prices.toml" and not (ROOT / name).exists()})
+    missing = sorted(
+        {name for name in said if name not in ("prices.toml", "plans.toml") and not (ROOT / name).exists()}
+    )
     assert len(said) > 40
     assert missing == []
 
@@ -260,6 +266,52 @@ def test_every_python_block_can_be_parsed() -> None:
     for block in BLOCKS:
         if block.language == "python":
             compile(block.text, f"README.md:{block.line}", "exec")
+
+
+SUPABASE_JS = """export const createClient = (url, key) => ({
+  auth: { getSession: async () => ({ data: { "session": { access_token: process.env.TOKEN } } }) },
+});
+"""
+"""As much of that library as the block needs: it gives the token that the project gave."""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+def test_the_javascript_for_apps_streams_an_answer_to_a_user_of_the_project(tmp_path: Path) -> None:
+    (block,) = (block for block in BLOCKS if block.language == "js" and "getSession" in block.text)
+    library = tmp_path / "node_modules" / "@supabase" / "supabase-js"
+    library.mkdir(parents=True)
+    (library / "package.json").write_text('{"type": "module", "main": "index.js"}')
+    (library / "index.js").write_text(SUPABASE_JS)
+    project = Project(tmp_path)
+    world = World.create(tmp_path, SUPABASE_URL=project.url, CHAT_DEFAULT_MODEL="gpt-5.4-mini")
+    try:
+        constants = (
+            f"const SUPABASE_URL = {project.url!r}, SUPABASE_ANON_KEY = 'any', GOOSESTACK_URL = {world.url!r};\n"
+        )
+        call = "await chat([{ role: 'user', content: process.argv[2] }], (text) => process.stdout.write(text));\n"
+        (tmp_path / "app.mjs").write_text(constants + block.text + call)
+        sub = str(uuid4())
+
+        def run(question: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                ["node", "app.mjs", question],
+                cwd=tmp_path,
+                env=bare_environment(TOKEN=project.token(sub=sub)),
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+
+        assert "Error: Not enough credits" in run("Hello").stderr
+        world.verb("credit_grant", user=sub, cents=500, note="", ref=None)
+        done = run(directed("Hello", words=40))
+        assert (done.returncode, len(done.stdout.split())) == (0, 40), done
+        failed = run(directed("Hello", fault="error_frame"))
+        assert failed.returncode == 1 and "Error: " in failed.stderr
+    finally:
+        world.close()
+        project.close()
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")

@@ -13,7 +13,7 @@ from tests.mallory import CHAT, WIRES, Mallory, asks, assert_error, talk
 from tests.world import World
 
 OWN_ROUTES = [("GET", "/v1/usage"), ("GET", "/v1/keys"), ("GET", "/v1/holds"), ("DELETE", "/v1/keys/key_a")]
-OWN_ROUTES += [("DELETE", "/v1/holds/req_a"), ("POST", "/v1/keys")]
+OWN_ROUTES += [("DELETE", "/v1/holds/req_a"), ("POST", "/v1/keys"), ("GET", "/api/me"), ("POST", "/api/chat")]
 ROUTES = [*(("POST", path) for path in WIRES), *OWN_ROUTES]
 
 

@@ -23,14 +23,14 @@ PRODUCT = ROOT / "goosestack"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("", "errors"),
     ("config", "wire", "store", "http", "logs", "metrics", "stream", "stripe_facts"),
-    ("ledger", "pricing", "tokenizer", "demo", "notices", "till"),
-    ("accounts", "limits", "upstream"),
-    ("auth", "payers", "payments", "usage"),
+    ("ledger", "notices", "plans", "pricing", "tokenizer", "demo", "till"),
+    ("accounts", "allowance", "limits", "sinks", "upstream"),
+    ("auth", "meters", "payers", "payments", "plan_table", "supabase", "usage"),
     ("autotopup", "bidding", "subscriptions"),
     ("costing", "inbox"),
     ("relay",),
     ("gateway", "cashier"),
-    ("admin", "api", "billing", "front"),
+    ("admin", "api", "billing", "front", "wiring"),
     ("app",),
     ("server",),
     ("cli",),
@@ -44,11 +44,13 @@ FAMILIES: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ("body", "envelope", "media", "sse"),
         ("parts",),
         ("openai_chat", "openai_responses", "openai_embeddings", "anthropic_messages"),
+        ("mobile_chat",),
     ),
     "store": (("", "migrations"), ("sqlite",)),
+    "sinks": (("",), ("openmeter", "stripe_meter", "supabase", "webhook")),
     "demo": (
-        ("strict",),
-        ("faults",),
+        ("strict", "postgrest"),
+        ("faults", "openmeter", "supabase"),
         ("directive",),
         ("answer",),
         ("openai", "anthropic", "delivery"),
@@ -211,7 +213,7 @@ def test_the_environment_is_read_in_one_place() -> None:
 
 
 def test_the_configuration_is_handed_out_at_the_top() -> None:
-    assert {name for name in product() if "config" in own_imports(name)} == {"app", "cli"}
+    assert {name for name in product() if "config" in own_imports(name)} == {"app", "cli", "wiring"}
 
 
 @pytest.mark.parametrize(

@@ -236,4 +236,72 @@ MIGRATIONS: tuple[str, ...] = (
         told_at    TEXT NOT NULL
     ) STRICT;
     """,
+    """
+    CREATE TABLE identities (
+        issuer     TEXT NOT NULL,
+        subject    TEXT NOT NULL,
+        user_id    TEXT NOT NULL REFERENCES users (id),
+        created_at TEXT NOT NULL,
+        PRIMARY KEY (issuer, subject)
+    ) STRICT;
+    CREATE INDEX identities_by_subject ON identities (subject);
+    CREATE INDEX identities_by_user ON identities (user_id);
+    """,
+    """
+    CREATE TABLE meter_cursors (
+        sink        TEXT PRIMARY KEY,
+        first_seq   INTEGER NOT NULL,
+        settled_seq INTEGER NOT NULL,
+        fixed_seq   INTEGER NOT NULL,
+        skipped     INTEGER NOT NULL DEFAULT 0,
+        failures    INTEGER NOT NULL DEFAULT 0,
+        error       TEXT,
+        retry_at    TEXT,
+        updated_at  TEXT NOT NULL,
+        CHECK (first_seq <= settled_seq AND settled_seq <= fixed_seq)
+    ) STRICT;
+
+    CREATE TABLE meter_events (
+        sink     TEXT NOT NULL REFERENCES meter_cursors (sink),
+        id       TEXT NOT NULL,
+        user_id  TEXT NOT NULL REFERENCES users (id),
+        seq      INTEGER NOT NULL,
+        facts    TEXT NOT NULL,
+        status   TEXT NOT NULL CHECK (status IN ('pending', 'dead')),
+        reason   TEXT,
+        tried_at TEXT,
+        fixed_at TEXT NOT NULL,
+        PRIMARY KEY (sink, id),
+        CHECK ((status = 'dead') = (reason IS NOT NULL))
+    ) STRICT;
+    CREATE INDEX meter_events_by_status ON meter_events (sink, status, seq);
+
+    CREATE TABLE meter_carries (
+        meter     TEXT NOT NULL,
+        user_id   TEXT NOT NULL REFERENCES users (id),
+        since_seq INTEGER NOT NULL,
+        amount    INTEGER NOT NULL,
+        PRIMARY KEY (meter, user_id)
+    ) STRICT;
+    """,
+    """
+    CREATE TABLE user_plans (
+        user_id    TEXT NOT NULL REFERENCES users (id),
+        source     TEXT NOT NULL,
+        plan       TEXT NOT NULL,
+        until      TEXT,
+        own_period INTEGER NOT NULL CHECK (own_period IN (0, 1)),
+        updated_at TEXT NOT NULL,
+        PRIMARY KEY (user_id, source, plan),
+        CHECK (own_period = 0 OR until IS NOT NULL)
+    ) STRICT;
+
+    CREATE TABLE spending_caps (
+        user_id    TEXT NOT NULL REFERENCES users (id),
+        set_by     TEXT NOT NULL CHECK (set_by IN ('operator', 'user')),
+        cents      INTEGER NOT NULL CHECK (cents >= 0),
+        updated_at TEXT NOT NULL,
+        PRIMARY KEY (user_id, set_by)
+    ) STRICT;
+    """,
 )

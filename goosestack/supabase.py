@@ -1,0 +1,352 @@
+"""Who calls, by the access token (JWT) of the operator's own Supabase project.
+
+A sibling of `auth`: keys and tokens have nothing in common but their interface, and PyJWT is loaded only where this
+module is. A token is verified here, without asking anybody: its signature by the project's public keys (ES256, RS256;
+`KeySet` fetches them) or by the project's secret (HS256; `Secret`), never by what the token says of itself; then who
+made it, for whom, until when. A token that was good is remembered by its whole hash until it expires. Of what it says,
+nothing counts but `sub`: it names the user, whom a first sight makes; and, where the operator says so, a claim that
+names a plan (`PlanClaim`). `user_metadata` is the user's to write, and says nothing.
+
+Facts of Supabase: the issuer is `{url}/auth/v1`; the keys lie at `/.well-known/jwks.json` below it, and rotate; users
+have `aud` and `role` "authenticated" and a UUID as `sub`; the project's own legacy API keys are tokens by the same
+secret, with another role and no `sub`; `GET {issuer}/user` with the `apikey` tells whether a token still stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any, Protocol
+
+import cryptography  # noqa: F401  without it PyJWT has neither ES256 nor RS256, and says so late
+import jwt
+import msgspec
+from yarl import URL
+
+from goosestack import plans
+from goosestack.accounts import Principal, ensure_identity, find_identity
+from goosestack.errors import SignInUnavailable, TokenExpired
+from goosestack.http import Broken, Client, Lost, NotSent
+from goosestack.plans import Plans
+from goosestack.store import Store
+
+MOST_TOKEN = 8 * 1024
+"""Bytes; what is longer is not looked at."""
+
+MOST_KNOWN = 10_000
+"""Tokens that are remembered; with more, all are verified anew."""
+
+LEEWAY_S = 30
+"""How far the project's clock may be from ours."""
+
+REFETCH_S = 30.0
+"""How often an unknown `kid` may have the keys fetched again: whoever makes tokens up makes up names of keys."""
+
+FIRST_S = 3.0
+"""The same while no keys were ever had."""
+
+ANSWER_S = 5.0
+"""How long the project may take to answer."""
+
+_FAR_OFF = 32_503_680_000
+"""The year 3000, in which whatever has a later end ends, too."""
+
+_MOST_ANSWER = 256 * 1024
+_TOKEN = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_EMAIL = re.compile(r"[!-?A-~]{1,128}@[!-?A-~]{1,125}")
+_ASYMMETRIC = ("ES256", "RS256")
+_FAILED = (NotSent, Lost, Broken, TimeoutError)
+
+
+class Keys(Protocol):
+    """What tokens are verified with."""
+
+    generation: int
+    """Another number where what was good before may be so no longer."""
+
+    async def find(self, header: Mapping[str, Any]) -> tuple[Any, str] | None:
+        """The key for a token with this header, and the one algorithm that is used with it; None where there is none.
+        Raises SignInUnavailable."""
+        ...
+
+    async def fetch(self) -> None:
+        """Have those of now, if they can change. Raises NotSent, Lost, Broken or TimeoutError, and keeps those that
+        were."""
+        ...
+
+
+class Secret:
+    """One secret for all tokens (HS256), shared with the project."""
+
+    generation = 0
+
+    def __init__(self, secret: str) -> None:
+        self._secret = secret
+
+    async def find(self, header: Mapping[str, Any]) -> tuple[Any, str] | None:
+        """See `Keys.find`."""
+        return self._secret, "HS256"
+
+    async def fetch(self) -> None:
+        """See `Keys.fetch`: it does not change."""
+
+
+class KeySet:
+    """The project's public keys, by `kid`. The last good set is kept, however long no other can be had."""
+
+    def __init__(self, client: Client, issuer: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._client, self._url, self._clock = client, URL(f"{issuer}/.well-known/jwks.json"), clock
+        self._keys: dict[str, jwt.PyJWK] = {}
+        self._looked_at: float | None = None
+        self._had = False
+        self._fetching: asyncio.Task[None] | None = None
+        self._published: list[dict[str, Any]] = []
+        self.generation = 0
+
+    async def find(self, header: Mapping[str, Any]) -> tuple[Any, str] | None:
+        """See `Keys.find`. Where the `kid` is unknown, the project may have a new key: see `REFETCH_S`."""
+        kid = header.get("kid")
+        if type(kid) is not str or header.get("alg") not in _ASYMMETRIC:
+            return None
+        if kid not in self._keys:
+            await self._look_again()
+        key = self._keys.get(kid)
+        return None if key is None else (key, key.algorithm_name)
+
+    async def _look_again(self) -> None:
+        """Fetch the keys unless that was just tried; whoever comes meanwhile waits for the same answer."""
+        if self._fetching is None:
+            wait = REFETCH_S if self._had else FIRST_S
+            if self._looked_at is None or self._clock() - self._looked_at >= wait:
+                self._looked_at = self._clock()
+                self._fetching = asyncio.create_task(self._try())
+        if self._fetching is not None:
+            await asyncio.shield(self._fetching)  # a caller who leaves takes it away from nobody
+        if not self._had:
+            raise SignInUnavailable(headers={"retry-after": str(round(FIRST_S))})
+
+    async def _try(self) -> None:
+        try:
+            await self.fetch()
+        except _FAILED:
+            pass  # the keys that were good still are
+        finally:
+            self._fetching = None
+
+    async def fetch(self) -> None:
+        """See `Keys.fetch`."""
+        status, body = await _get(self._client, self._url, {})
+        if status != 200:
+            raise Broken(f"status {status} for the keys")
+        try:
+            published = msgspec.json.decode(body, type=_Document).keys
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise Broken("the keys cannot be read") from error
+        self._had = True
+        if published != self._published:
+            self.generation += 1
+            self._keys = {entry["kid"]: key for entry in published if (key := _usable(entry)) is not None}
+            self._published = published
+
+
+class _Document(msgspec.Struct):
+    keys: list[dict[str, Any]]
+
+
+def _usable(entry: dict[str, Any]) -> jwt.PyJWK | None:
+    """A published key; None where tokens are not to be verified with it."""
+    if type(entry.get("kid")) is not str or entry.get("use", "sig") != "sig":
+        return None
+    try:
+        key = jwt.PyJWK.from_dict(entry)
+    except (jwt.PyJWTError, TypeError, ValueError):
+        return None
+    return key if key.algorithm_name in _ASYMMETRIC else None
+
+
+@dataclass(slots=True)
+class _Known:
+    """A token that was good."""
+
+    principal: Principal
+    expires_at: float
+    """Seconds since 1970, the leeway included."""
+    generation: int
+    stands: bool = True
+    """Whether the project, where it is asked, still says so."""
+    checked_at: float | None = None
+    checking: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Asking the project whether a token still stands: else one that was signed out is good until it expires."""
+
+    api_key: str
+    every_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class PlanClaim:
+    """Where a token names its user's plan. What it says stands to the end of the month that it was made in, and as
+    long as the token does: a downgrade waits for the next month, and a key has no more than the last token gave it."""
+
+    path: tuple[str, ...]
+    """The names that lead to the claim, as `("app_metadata", "plan")`."""
+    plans: Plans
+    warn: Callable[[str], None]
+
+    def read(self, claims: Mapping[str, Any]) -> tuple[str, str] | None:
+        """The plan and until when; None where the token names none."""
+        found: Any = claims
+        for name in self.path:
+            found = found.get(name) if isinstance(found, dict) else None
+        plan = self.plans.heard(found, lambda name: self.warn(f"a token says {name!r}, which is no plan"))
+        if plan is None:
+            return None
+        made, expires = claims.get("iat"), _iso(int(claims["exp"]) + LEEWAY_S)
+        if not isinstance(made, int | float):
+            return plan, expires
+        return plan, max(expires, plans.month(_iso(int(made))).ends_at)
+
+
+def _iso(seconds: int) -> str:
+    return datetime.fromtimestamp(max(0, min(seconds, _FAR_OFF)), UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+
+
+class Supabase:
+    """The users of one project, by their access tokens."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        client: Client,
+        issuer: str,
+        keys: Keys,
+        anonymous: bool,
+        check: Check | None,
+        now: Callable[[], str],
+        plan: PlanClaim | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`anonymous` lets users in who gave no name; without `check`, the project is never asked about a token."""
+        self._store, self._client, self._issuer, self._keys = store, client, issuer, keys
+        self._anonymous, self._check, self._now, self._clock = anonymous, check, now, clock
+        self._plan = plan
+        self._known: dict[bytes, _Known] = {}
+
+    async def identify(self, credential: str) -> Principal | None:
+        """See `auth.Identifier.identify`. Raises TokenExpired or SignInUnavailable."""
+        if len(credential) > MOST_TOKEN or _TOKEN.fullmatch(credential) is None:
+            return None
+        digest = sha256(credential.encode()).digest()
+        known = self._remembered(digest)
+        if known is None:
+            verified = await self._verify(credential)
+            if verified is None:
+                return None
+            known = self._remembered(digest)  # another request with it may have been faster
+            if known is None:
+                known = verified
+                if len(self._known) >= MOST_KNOWN:
+                    self._known.clear()
+                self._known[digest] = known
+        if self._check is not None:
+            await self._still_stands(credential, known, self._check)
+        return known.principal if known.stands else None
+
+    def _remembered(self, digest: bytes) -> _Known | None:
+        """What is known of a token, as long as it holds."""
+        known = self._known.get(digest)
+        if known is None or known.generation != self._keys.generation or known.expires_at <= time.time():
+            return None
+        return known
+
+    async def fetch_keys(self) -> None:
+        """Have the project's keys of now: called every few minutes, so that one that was withdrawn is not believed for
+        long. Raises what `Keys.fetch` does."""
+        await self._keys.fetch()
+
+    def forget(self, key_id: str) -> None:
+        """See `auth.Identifier.forget`: tokens have no key here."""
+
+    async def _verify(self, token: str) -> _Known | None:
+        try:
+            found = await self._keys.find(jwt.get_unverified_header(token))
+            if found is None:
+                return None
+            key, algorithm = found
+            generation = self._keys.generation
+            claims = jwt.decode(
+                token,
+                key,
+                algorithms=[algorithm],
+                audience="authenticated",
+                issuer=self._issuer,
+                leeway=LEEWAY_S,
+                options={"require": ["exp", "sub", "aud", "iss"], "enforce_minimum_key_length": True},
+            )
+        except jwt.ExpiredSignatureError:
+            raise TokenExpired() from None
+        except jwt.PyJWTError:
+            return None
+        if not self._is_user(claims):
+            return None
+        principal = await self._principal(claims)
+        await self._note_plan(principal.user_id, claims)
+        return _Known(principal, int(claims["exp"]) + LEEWAY_S, generation)
+
+    def _is_user(self, claims: Mapping[str, Any]) -> bool:
+        """Whether this is a user of the project, and not one of its API keys, or an anonymous one unasked for."""
+        named = claims.get("is_anonymous", False) is False
+        user = claims.get("role") == "authenticated" and _UUID.fullmatch(claims["sub"]) is not None
+        return user and (named or self._anonymous)
+
+    async def _principal(self, claims: Mapping[str, Any]) -> Principal:
+        subject, email = claims["sub"], claims.get("email")
+        known = self._store.peek(find_identity, self._issuer, subject)
+        if known is not None:
+            return known
+        label = email if type(email) is str and _EMAIL.fullmatch(email) is not None else subject
+        return await self._store.write(ensure_identity, self._issuer, subject, label, self._now())
+
+    async def _note_plan(self, user_id: str, claims: Mapping[str, Any]) -> None:
+        """Write down the plan that the token names, unless that is known: a write a month."""
+        said = None if self._plan is None else self._plan.read(claims)
+        if said is not None and not self._store.peek(plans.stands, user_id, *said):
+            await self._store.write(plans.sign_in_said, user_id, *said, self._now())
+
+    async def _still_stands(self, token: str, known: _Known, check: Check) -> None:
+        """Ask the project, unless it has said so lately or has ended the token. One that it confirmed once is believed
+        while it cannot be asked; else raises SignInUnavailable."""
+        async with known.checking:
+            now = self._clock()
+            if not known.stands or (known.checked_at is not None and now - known.checked_at < check.every_s):
+                return
+            headers = {"apikey": check.api_key, "authorization": f"Bearer {token}"}
+            try:
+                status, _ = await _get(self._client, URL(f"{self._issuer}/user"), headers)
+            except _FAILED:
+                status = 0
+            if status in (401, 403, 404):
+                known.stands = False
+            elif status != 200 and known.checked_at is None:
+                raise SignInUnavailable(headers={"retry-after": str(round(FIRST_S))})
+            known.checked_at = now
+
+
+async def _get(client: Client, url: URL, headers: Mapping[str, str]) -> tuple[int, bytes]:
+    """The status and the body. Raises NotSent, Lost, Broken or TimeoutError."""
+    async with asyncio.timeout(ANSWER_S):
+        answer = await client.get(url, {"accept": "application/json", "accept-encoding": "identity", **headers})
+        try:
+            return answer.status, await answer.read(_MOST_ANSWER)
+        finally:
+            answer.close()

@@ -1,0 +1,245 @@
+"""Plans as data: what `plans.toml` may say, when periods end, and which of the plans that a user was given counts."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from goosestack import plans
+from goosestack.config import load
+from goosestack.errors import Refusal
+from goosestack.plans import PlanError, Plans
+from goosestack.store.migrations import MIGRATIONS
+from tests.test_serve import refusal
+
+NOW, NEXT_MONTH = "2026-11-21T12:00:00.000Z", "2026-12-01T00:00:00.000Z"
+SOLD = plans.load(
+    '[basic]\nstripe_prices = ["price_basic", "price_basicYearly"]\n[pro]\nstripe_prices = ["price_pro"]\n'
+)
+
+
+@pytest.fixture
+def books() -> Iterator[sqlite3.Connection]:
+    """A database with Carol in it, who was given nothing."""
+    db = sqlite3.connect(":memory:", isolation_level=None)
+    for step in MIGRATIONS:
+        db.executescript(step)
+    db.execute("INSERT INTO users (id, email, created_at) VALUES ('carol', 'carol@example.com', ?)", (NOW,))
+    yield db
+    db.close()
+
+
+def plan_of(books: sqlite3.Connection, now: str = NOW) -> str:
+    return plans.of_user(books, SOLD, "carol", now).plan.name
+
+
+def period_of(books: sqlite3.Connection, now: str = NOW) -> str:
+    return plans.of_user(books, SOLD, "carol", now).period.ends_at
+
+
+# --- plans.toml -----------------------------------------------------------------------------------------------
+
+
+def test_there_are_four_plans() -> None:
+    assert {name: plan.tokens for name, plan in Plans().by_name.items()} == {
+        "free": 100_000,
+        "basic": 500_000,
+        "pro": 2_000_000,
+        "enterprise": 10_000_000,
+    }
+    assert plans.load("") == Plans()
+
+
+def test_the_file_changes_a_plan_and_adds_others_in_their_place() -> None:
+    found = plans.load(
+        '[pro]\noverage_cents = 500\nmodels = ["gpt-*", "claude-haiku-4-5"]\n'
+        "[team]\ntokens_per_month = 1_000_000\nrequests_per_minute = 300\nin_flight = 20\n"
+    )
+    assert list(found.by_name) == ["free", "basic", "team", "pro", "enterprise"]
+    pro, team = found.by_name["pro"], found.by_name["team"]
+    assert (pro.tokens, pro.overage_cents) == (2_000_000, 500)
+    assert (team.requests_per_minute, team.in_flight, team.models) == (300, 20, ("*",))
+    included = [name for name in ("gpt-4o", "claude-haiku-4-5", "claude-haiku-4-5-x", "o3") if pro.includes(name)]
+    assert included == ["gpt-4o", "claude-haiku-4-5"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[pro", "plans.toml: "),
+        ("pro = 5", "plans.toml: 'pro' must be a table"),
+        ("[Pro]", "plans.toml: 'Pro' must be a table, named by small letters, digits, - and _"),
+        ("[team]", "plans.toml: team must say its tokens_per_month"),
+        ("[pro]\ntokens = 5", "plans.toml: pro: unknown key tokens"),
+        ("[pro]\ntokens_per_month = -1", "plans.toml: pro: tokens_per_month must be a whole number from 0 to"),
+        ("[pro]\ntokens_per_month = 1.5", "must be a whole number"),
+        ("[pro]\ntokens_per_month = true", "must be a whole number"),
+        ("[pro]\nin_flight = 0", "plans.toml: pro: in_flight must be a whole number from 1 to 100000"),
+        ("[pro]\nrequests_per_minute = 0", "requests_per_minute must be a whole number from 1"),
+        ("[pro]\noverage_cents = -5", "overage_cents must be a whole number from 0"),
+        ('[pro]\nmodels = "gpt-4o"', "plans.toml: pro: models must be a list of names of models"),
+        ('[pro]\nmodels = ["gpt 4o"]', "models must be a list"),
+        ('[pro]\nstripe_prices = ["prod_1"]', "stripe_prices must be a list of ids of prices, as price_1A2b"),
+        ('[free]\nstripe_prices = ["price_1"]', "plans.toml: free is what nobody pays for"),
+        (
+            '[basic]\nstripe_prices = ["price_1"]\n[pro]\nstripe_prices = ["price_1"]',
+            "plans.toml: price_1 gives both basic and pro",
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(text: str, told: str) -> None:
+    with pytest.raises(PlanError) as error:
+        plans.load(text)
+    assert told in str(error.value)
+
+
+def test_no_start_on_plans_that_make_no_sense(folder: Path) -> None:
+    (folder / "plans.toml").write_text("[pro]\ntokens = 5\n")
+    assert refusal(folder, {}) == "plans.toml: pro: unknown key tokens"
+    (folder / "plans.toml").write_text('[pro]\nmodels = ["gpt5*"]\n')
+    assert refusal(folder, {}) == "plans.toml: pro: gpt5* is no model that has a price"
+    (folder / "plans.toml").unlink()
+    named = {"PLANS_FILE": str(folder / "other.toml")}
+    assert refusal(folder, named).startswith(f"{folder / 'other.toml'} cannot be read: ")
+
+
+@pytest.mark.parametrize("value", ["gifts", "credits,credits", "allowance,", ",", "credits allowance", "Credits"])
+def test_no_start_on_payers_that_there_are_none_of_or_twice(folder: Path, value: str) -> None:
+    if value == "allowance,":
+        assert load({"FUNDING": value}, folder).funding == ("allowance",)
+        return
+    with pytest.raises(Refusal, match=r"^FUNDING must (list, each once, some of|name at least one of) credits, allow"):
+        load({"FUNDING": value}, folder)
+
+
+@pytest.mark.parametrize(
+    "value",
+    "claim:user_metadata.plan claim:user_metadata.role claim:plan claim:app_metadata claim:email claim: table:x"
+    " table:a.b.c table:a.B stripe".split(),
+)
+def test_no_start_on_a_source_that_users_could_write_to_or_that_is_none(folder: Path, value: str) -> None:
+    with pytest.raises(Refusal, match=r"^PLAN_SOURCE must "):
+        load({"PLAN_SOURCE": value}, folder)
+
+
+def test_a_source_of_the_project_needs_the_project(folder: Path) -> None:
+    url = {"SUPABASE_URL": "https://x.supabase.co"}
+    told = refusal(folder, {"PLAN_SOURCE": "claim:app_metadata.plan"})
+    assert told == "PLAN_SOURCE=claim:app_metadata.plan needs SUPABASE_URL, which says whose users are meant"
+    told = refusal(folder, url | {"PLAN_SOURCE": "table:profiles.plan"})
+    assert told == "PLAN_SOURCE=table:profiles.plan needs SUPABASE_SERVICE_KEY, which the table is read with"
+
+
+# --- periods --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("now", "ref", "ends"),
+    [
+        (NOW, "2026-11", NEXT_MONTH),
+        ("2026-12-31T23:59:59.999Z", "2026-12", "2027-01-01T00:00:00.000Z"),
+        ("2026-12-01T00:00:00.000Z", "2026-12", "2027-01-01T00:00:00.000Z"),
+    ],
+)
+def test_a_period_is_the_month_in_utc(now: str, ref: str, ends: str) -> None:
+    assert plans.month(now) == plans.Period(ref, ends)
+
+
+@pytest.mark.parametrize(
+    ("until", "now", "ends"),
+    [
+        ("2026-12-14T10:00:00.000Z", "2026-11-14T10:00:00.000Z", "2026-12-14T10:00:00.000Z"),
+        ("2027-01-14T10:00:00.000Z", "2026-12-14T09:59:59.000Z", "2026-12-14T10:00:00.000Z"),  # paid on early
+        ("2027-11-14T10:00:00.000Z", NOW, "2026-12-14T10:00:00.000Z"),  # a year
+        ("2027-01-31T00:00:00.000Z", "2026-11-30T00:00:00.000Z", "2026-12-31T00:00:00.000Z"),
+        ("2027-01-31T00:00:00.000Z", "2026-11-29T23:00:00.000Z", "2026-11-30T00:00:00.000Z"),
+        ("2026-11-28T00:00:00.000Z", NOW, "2026-11-28T00:00:00.000Z"),  # a week
+    ],
+)
+def test_a_subscriptions_period_is_a_month_back_from_where_it_is_paid_to(until: str, now: str, ends: str) -> None:
+    assert plans.own_period(until, now).ends_at == ends
+
+
+# --- who has which --------------------------------------------------------------------------------------------
+
+
+def test_whoever_was_given_nothing_is_on_the_free_plan(books: sqlite3.Connection) -> None:
+    member = plans.of_user(books, SOLD, "carol", NOW)
+    assert (member.plan.name, member.period.ref, member.source, member.overage_cents) == ("free", "2026-11", None, 0)
+
+
+def test_a_plan_lapses_to_the_free_one(books: sqlite3.Connection) -> None:
+    plans.assign(books, "carol", "pro", "2026-11-25T00:00:00.000Z", NOW)
+    assert plan_of(books) == "pro"
+    assert plan_of(books, "2026-11-25T00:00:00.000Z") == "free"
+
+
+def test_an_upgrade_counts_at_once_and_a_downgrade_once_the_month_is_over(books: sqlite3.Connection) -> None:
+    plans.assign(books, "carol", "basic", None, NOW)
+    plans.assign(books, "carol", "pro", None, NOW)
+    assert plan_of(books) == "pro"
+    plans.assign(books, "carol", "basic", None, NOW)
+    assert (plan_of(books), plan_of(books, NEXT_MONTH)) == ("pro", "basic")
+    plans.assign(books, "carol", "free", None, NEXT_MONTH)
+    assert plan_of(books, "2026-12-31T23:59:59.999Z") == "basic"
+    assert plan_of(books, "2027-01-01T00:00:00.000Z") == "free"
+
+
+def test_a_subscription_gives_the_plan_of_its_price_for_its_own_periods(books: sqlite3.Connection) -> None:
+    def folded(**paid: str | None) -> None:
+        plans.set_from_subscription(books, SOLD, "carol", "sub_1", paid, NOW)
+
+    folded(price_basic="2026-12-14T10:00:00.000Z", price_other="2030-01-01T00:00:00.000Z")
+    assert (plan_of(books), period_of(books)) == ("basic", "2026-12-14T10:00:00.000Z")
+    folded(price_basic="2026-12-14T10:00:00.000Z", price_pro="2026-12-14T10:00:00.000Z")  # paid for a greater one
+    assert (plan_of(books), period_of(books)) == ("pro", "2026-12-14T10:00:00.000Z")
+    folded(
+        price_basic="2027-01-14T10:00:00.000Z", price_pro="2026-12-14T10:00:00.000Z"
+    )  # the next month is a lesser one
+    assert (plan_of(books), plan_of(books, "2026-12-14T10:00:00.000Z")) == ("pro", "basic")
+    folded(price_basic=None)  # all of it was paid back
+    assert (plan_of(books), period_of(books)) == ("free", NEXT_MONTH)
+
+
+def test_one_subscription_takes_nothing_from_another(books: sqlite3.Connection) -> None:
+    for subscription in ("sub_1", "sub_2"):
+        paid = {"price_pro": "2026-12-14T10:00:00.000Z"}
+        plans.set_from_subscription(books, SOLD, "carol", subscription, paid, NOW)
+    plans.set_from_subscription(books, SOLD, "carol", "sub_1", {}, NOW)
+    assert plan_of(books) == "pro"
+
+
+def test_an_assignment_takes_nothing_from_what_is_paid_for(books: sqlite3.Connection) -> None:
+    plans.set_from_subscription(books, SOLD, "carol", "sub_1", {"price_pro": "2027-11-14T10:00:00.000Z"}, NOW)
+    plans.assign(books, "carol", "basic", None, NOW)
+    assert plan_of(books, "2027-06-01T00:00:00.000Z") == "pro"
+
+
+def test_a_plan_that_there_is_none_of_any_more_gives_nothing_and_is_told(books: sqlite3.Connection) -> None:
+    plans.assign(books, "carol", "gold", None, NOW)
+    assert plan_of(books) == "free"
+    assert plans.unknown(books, SOLD, NOW) == ["gold"]
+
+
+def test_a_user_lowers_their_cap_and_never_raises_it_above_the_operators(books: sqlite3.Connection) -> None:
+    def cap() -> int:
+        return plans.of_user(books, SOLD, "carol", NOW).overage_cents
+
+    plans.set_cap(books, "carol", plans.USER, 900, NOW)
+    assert cap() == 0
+    plans.set_cap(books, "carol", plans.OPERATOR, 500, NOW)
+    assert cap() == 500
+    plans.set_cap(books, "carol", plans.USER, 200, NOW)
+    assert cap() == 200
+    plans.set_cap(books, "carol", plans.USER, None, NOW)
+    assert cap() == 500
+    with pytest.raises(PlanError, match="from 0 to"):
+        plans.set_cap(books, "carol", plans.OPERATOR, -1, NOW)
+
+
+def test_pro_as_in_bring_your_own_key_is_no_plan(books: sqlite3.Connection) -> None:
+    books.execute("UPDATE users SET pro_until = '2999-01-01T00:00:00.000Z'")
+    assert plan_of(books) == "free"

@@ -1,0 +1,366 @@
+"""Access tokens of a Supabase project, and the keys that they are verified with: keys rotate and are withdrawn, the
+project is down, users sign out. The project is a process; time is given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import jwt
+import pytest
+
+from goosestack import supabase
+from goosestack.accounts import Principal, find_identity, list_users
+from goosestack.errors import SignInUnavailable, TokenExpired
+from goosestack.http import Broken, Client, Lost, NotSent
+from goosestack.store.sqlite import SqliteStore
+from goosestack.supabase import FIRST_S, LEEWAY_S, MOST_KNOWN, REFETCH_S, Check, KeySet, Secret, Supabase
+from tests.project import ANON_KEY, SECRET, Project
+
+ALICE = "a11ce000-0000-4000-8000-000000000001"
+JWKS, USER = "/auth/v1/.well-known/jwks.json", "/auth/v1/user"
+
+
+class Clock:
+    """Time, as the test says."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Gate:
+    """An identifier of the project's users, with a database and a clock of its own."""
+
+    def __init__(self, folder: Path, project: Project) -> None:
+        self.project, self.clock = project, Clock()
+        self.store, self.client = SqliteStore(folder / "goosestack.db"), Client()
+        self.keys = KeySet(self.client, project.issuer, self.clock)
+
+    def opened(
+        self, *, keys: Secret | None = None, anonymous: bool = False, check_s: float | None = None, issuer: str = ""
+    ) -> Supabase:
+        """The identifier, with these settings."""
+        return Supabase(
+            store=self.store,
+            client=self.client,
+            issuer=issuer or self.project.issuer,
+            keys=self.keys if keys is None else keys,
+            anonymous=anonymous,
+            check=None if check_s is None else Check(ANON_KEY, check_s),
+            now=lambda: "2026-11-21T12:00:00.000Z",
+            clock=self.clock,
+        )
+
+    async def users(self) -> int:
+        """How many there are."""
+        return len(await self.store.read(list_users))
+
+
+@pytest.fixture
+def project(folder: Path) -> Iterator[Project]:
+    project = Project(folder)
+    yield project
+    project.close()
+
+
+@pytest.fixture
+async def gate(folder: Path, project: Project) -> AsyncIterator[Gate]:
+    gate = Gate(folder, project)
+    yield gate
+    await gate.client.close()
+    await gate.store.close()
+
+
+async def known(supabase: Supabase, token: str) -> Principal:
+    caller = await supabase.identify(token)
+    assert caller is not None
+    return caller
+
+
+# --- who it is ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alg", ["ES256", "RS256"])
+async def test_a_token_names_its_user_whom_the_first_sight_makes(gate: Gate, alg: str) -> None:
+    opened = gate.opened()
+    first = await known(opened, gate.project.token(alg=alg, sub=ALICE))
+    again = await known(opened, gate.project.token(alg=alg, sub=ALICE))
+    other = await known(opened, gate.project.token(alg=alg))
+    assert first == again != other
+    assert first.key_id is None
+    assert gate.store.peek(find_identity, gate.project.issuer, ALICE) == first
+    assert await gate.users() == 2
+
+
+async def test_the_secret_of_an_older_project_does_the_same_and_fetches_nothing(gate: Gate) -> None:
+    opened = gate.opened(keys=Secret(SECRET))
+    assert await opened.identify(gate.project.token(alg="HS256", sub=ALICE)) is not None
+    await opened.fetch_keys()
+    assert gate.project.fetches == 0
+
+
+async def test_with_a_secret_no_other_algorithm_counts(gate: Gate) -> None:
+    opened = gate.opened(keys=Secret(SECRET))
+    for order in ({"alg": "ES256"}, {"alg": "RS256"}, {"alg": "none"}, {"alg": "HS256", "signer": "stranger"}):
+        assert await opened.identify(gate.project.token(**order)) is None, order
+    assert await gate.users() == 0
+
+
+async def test_the_same_user_twice_at_once_is_one_user(gate: Gate) -> None:
+    opened = gate.opened()
+    tokens = [gate.project.token(sub=ALICE) for _ in range(8)]
+    callers = await asyncio.gather(*(opened.identify(token) for token in tokens * 4))
+    assert len(set(callers)) == 1 and callers[0] is not None
+    assert await gate.users() == 1
+    assert gate.project.fetches == 1
+
+
+async def test_a_user_keeps_their_account_under_another_e_mail_and_nobody_gets_one_by_it(gate: Gate) -> None:
+    opened = gate.opened()
+    alice = await known(opened, gate.project.token(sub=ALICE, claims={"email": "alice@example.com"}))
+    moved = await known(opened, gate.project.token(sub=ALICE, claims={"email": "new@example.com"}))
+    mallory = await known(opened, gate.project.token(claims={"email": "alice@example.com"}))
+    assert alice == moved != mallory
+
+
+async def test_what_a_user_says_of_themselves_is_at_most_a_label(gate: Gate) -> None:
+    opened = gate.opened()
+    odd: list[object] = [
+        None,
+        "",
+        "no address",
+        "usr_1",
+        "a@b\nc@d",
+        "x" * 300 + "@example.com",
+        5,
+        ["a@b"],
+        "\u202e@b",
+    ]
+    for email in odd:
+        sub = str(uuid4())
+        await known(opened, gate.project.token(sub=sub, claims={"email": email, "user_metadata": {"role": "admin"}}))
+        users = await gate.store.read(list_users)
+        assert sub in {user["email"] for user in users}
+    assert await gate.users() == len(odd)
+
+
+async def test_the_same_name_in_another_project_is_another_user(gate: Gate) -> None:
+    elsewhere = "https://other.example/auth/v1"
+    here, there = gate.opened(), gate.opened(issuer=elsewhere)
+    one = await known(here, gate.project.token(sub=ALICE))
+    assert await there.identify(gate.project.token(sub=ALICE)) is None
+    two = await known(there, gate.project.token(sub=ALICE, claims={"iss": elsewhere}))
+    assert one != two
+
+
+@pytest.mark.parametrize("claim", [True, None, "false", 0, 1, []])
+async def test_anonymous_users_come_in_by_option_alone(gate: Gate, claim: object) -> None:
+    """A token that does not say is of a server that has no anonymous users; one that says nonsense is refused."""
+    token = gate.project.token(claims={"is_anonymous": claim})
+    assert (await gate.opened().identify(token) is not None) == (claim is None)
+    assert await gate.opened(anonymous=True).identify(token) is not None
+
+
+# --- how long -------------------------------------------------------------------------------------------------
+
+
+async def test_an_expired_token_is_told_apart_since_its_owner_can_get_a_new_one(gate: Gate) -> None:
+    opened = gate.opened()
+    assert await opened.identify(gate.project.token(lifetime_s=-LEEWAY_S + 10)) is not None
+    with pytest.raises(TokenExpired):
+        await opened.identify(gate.project.token(lifetime_s=-LEEWAY_S - 10))
+    stranger = gate.project.token(lifetime_s=-LEEWAY_S - 10, signer="stranger")
+    assert await opened.identify(stranger) is None
+
+
+async def test_a_token_that_is_remembered_expires_all_the_same(gate: Gate) -> None:
+    opened = gate.opened()
+    token = gate.project.token(lifetime_s=-LEEWAY_S + 2)
+    assert await opened.identify(token) is not None
+    for _ in range(100):
+        try:
+            await opened.identify(token)
+        except TokenExpired:
+            return
+        await asyncio.sleep(0.05)
+    pytest.fail("it is still believed")
+
+
+async def test_a_token_that_is_remembered_is_not_verified_again(gate: Gate) -> None:
+    opened = gate.opened()
+    token = gate.project.token()
+    caller = await opened.identify(token)
+    await gate.client.close()
+    await gate.store.close()
+    assert [await opened.identify(token) for _ in range(3)] == [caller] * 3
+
+
+async def test_no_more_tokens_are_remembered_than_may_be(gate: Gate) -> None:
+    opened = gate.opened(keys=Secret(SECRET))
+    claims = {"iss": gate.project.issuer, "aud": "authenticated", "sub": ALICE, "role": "authenticated", "exp": 2**40}
+    for number in range(MOST_KNOWN + 10):
+        token = jwt.encode({**claims, "n": number}, SECRET, "HS256")
+        assert await opened.identify(token) is not None
+    assert len(opened._known) == 10
+
+
+# --- keys that change -----------------------------------------------------------------------------------------
+
+
+async def test_a_new_key_is_fetched_when_it_is_first_seen(gate: Gate) -> None:
+    opened = gate.opened()
+    old = gate.project.token(sub=ALICE)
+    caller = await known(opened, old)
+    for alg in ("ES256", "RS256", "ES256"):
+        gate.clock.now += REFETCH_S
+        gate.project.rotate(alg)
+        assert await opened.identify(gate.project.token(alg=alg, sub=ALICE)) == caller
+        assert await opened.identify(old) == caller
+    assert gate.project.fetches == 4
+
+
+async def test_a_flood_of_unknown_keys_fetches_once_in_half_a_minute(gate: Gate) -> None:
+    opened = gate.opened()
+    good = gate.project.token(sub=ALICE)
+    caller = await known(opened, good)
+    gate.clock.now += REFETCH_S
+    for _ in range(3):
+        forged = [gate.project.token(headers={"kid": str(uuid4())}) for _ in range(50)]
+        assert set(await asyncio.gather(*(opened.identify(token) for token in forged))) == {None}
+        assert await opened.identify(good) == caller
+        gate.clock.now += REFETCH_S / 3 - 0.1
+    assert gate.project.fetches == 2
+    gate.clock.now += 0.3
+    assert await opened.identify(gate.project.token(headers={"kid": "another"})) is None
+    assert gate.project.fetches == 3
+
+
+async def test_while_the_project_is_down_its_last_good_keys_are_kept(gate: Gate) -> None:
+    opened = gate.opened()
+    assert await opened.identify(gate.project.token()) is not None
+    for fault in ({"status": 500}, {"status": 404}, {"drop": True}, {"status": 302}):
+        gate.project.tell("POST", "faults", path=JWKS, times=0, **fault)
+        gate.clock.now += REFETCH_S
+        assert await opened.identify(gate.project.token(headers={"kid": "new"})) is None
+        with pytest.raises((Broken, Lost)):
+            await opened.fetch_keys()
+        assert await opened.identify(gate.project.token()) is not None
+        gate.project.tell("DELETE", "faults")
+    gate.project.close()
+    with pytest.raises(NotSent):
+        await opened.fetch_keys()
+
+
+async def test_before_the_first_keys_are_had_nobody_is_refused_for_good(gate: Gate) -> None:
+    opened = gate.opened()
+    gate.project.tell("POST", "faults", path=JWKS, status=503, times=2)
+    token = gate.project.token()
+    for _ in range(3):
+        with pytest.raises(SignInUnavailable) as told:
+            await opened.identify(token)
+    assert told.value.headers["retry-after"] == "3"
+    assert gate.project.fetches == 1
+    gate.clock.now += FIRST_S
+    with pytest.raises(SignInUnavailable):
+        await opened.identify(token)
+    gate.clock.now += FIRST_S
+    assert await opened.identify(token) is not None
+
+
+async def test_a_caller_who_leaves_takes_the_keys_away_from_nobody(gate: Gate) -> None:
+    opened = gate.opened()
+    gate.project.tell("POST", "faults", path=JWKS, stall_s=0.2, status=None)
+    token = gate.project.token(sub=ALICE)
+    leaver = asyncio.create_task(opened.identify(token))
+    stayer = asyncio.create_task(opened.identify(token))
+    await asyncio.sleep(0)
+    leaver.cancel()
+    assert await stayer is not None
+    assert gate.project.fetches == 1
+
+
+async def test_a_key_that_was_withdrawn_is_believed_no_longer_once_that_is_known(gate: Gate) -> None:
+    opened = gate.opened()
+    token = gate.project.token()
+    assert await opened.identify(token) is not None
+    gate.project.tell("POST", "withdraw", kid=gate.project.published()[0])
+    assert await opened.identify(token) is not None
+    await opened.fetch_keys()
+    assert await opened.identify(token) is None
+
+
+def test_only_keys_that_are_for_signatures_of_the_two_kinds_are_used() -> None:
+    p256 = "MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4", "4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"
+    good: dict[str, object] = {"kty": "EC", "crv": "P-256", "x": p256[0], "y": p256[1], "kid": "a", "use": "sig"}
+    assert supabase._usable(good) is not None
+    bad: list[dict[str, object]] = [
+        {**good, "use": "enc"},
+        {**good, "kid": None},
+        {**good, "kid": 5},
+        {**good, "alg": "ES512"},
+        {**good, "alg": "HS256"},
+        {**good, "alg": ["ES256"]},
+        {**good, "crv": "P-521"},
+        {**good, "kty": "nothing"},
+        {**good, "x": "AAAA"},
+        {**good, "y": 5},
+        {"kid": "a"},
+        {"kty": "oct", "k": "c2VjcmV0", "kid": "a"},
+        {"kty": "oct", "k": "c2VjcmV0", "kid": "a", "alg": "HS256", "use": "sig"},
+        {"kty": "RSA", "kid": "a"},
+    ]
+    assert [entry for entry in bad if supabase._usable(entry) is not None] == []
+
+
+# --- asking the project ---------------------------------------------------------------------------------------
+
+
+async def test_without_the_option_the_project_is_never_asked_about_a_token(gate: Gate) -> None:
+    opened = gate.opened()
+    gate.project.tell("POST", "sign-out", sub=ALICE)
+    assert await opened.identify(gate.project.token(sub=ALICE)) is not None
+    assert gate.project.asked(USER) == []
+
+
+async def test_who_has_signed_out_is_noticed_within_the_time_that_is_set(gate: Gate) -> None:
+    opened = gate.opened(check_s=60)
+    token = gate.project.token(sub=ALICE)
+    callers = await asyncio.gather(*(opened.identify(token) for _ in range(20)))
+    assert None not in callers and len(gate.project.asked(USER)) == 1
+    assert gate.project.asked(USER)[0]["headers"]["apikey"] == ANON_KEY
+    gate.project.tell("POST", "sign-out", sub=ALICE)
+    gate.clock.now += 59
+    assert await opened.identify(token) is not None
+    gate.clock.now += 1
+    assert [await opened.identify(token) for _ in range(3)] == [None] * 3
+    assert len(gate.project.asked(USER)) == 2
+
+
+async def test_a_token_that_was_confirmed_is_believed_while_the_project_cannot_be_asked(gate: Gate) -> None:
+    opened = gate.opened(check_s=60)
+    token, other = gate.project.token(), gate.project.token()
+    assert await opened.identify(token) is not None
+    gate.project.tell("POST", "faults", path=USER, status=500, times=0)
+    gate.clock.now += 60
+    assert await opened.identify(token) is not None
+    with pytest.raises(SignInUnavailable):
+        await opened.identify(other)
+    gate.project.tell("DELETE", "faults")
+    assert await opened.identify(other) is not None
+
+
+# --- what it costs --------------------------------------------------------------------------------------------
+
+
+def test_pyjwt_is_loaded_only_where_it_is_needed() -> None:
+    code = "import sys, goosestack.app, goosestack.cli; print({'jwt', 'cryptography'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
