@@ -96,7 +96,7 @@ ROUTES: tuple[tuple[str, str, str], ...] = (
 theirs and those of models also answer without `/v1`, and, since clients append it twice, with two of it."""
 
 JOBS: tuple[tuple[str, float], ...] = (("tick", 1.0), ("journal", 2.0), ("check", 300.0), ("fetch_keys", 600.0))
-"""What runs every so many seconds beside the requests: methods of `Jobs`."""
+"""What runs every so many seconds beside the requests: methods of `Jobs`. Each sink has a `Meter` besides."""
 
 EXPOSED = (
     "x-request-id request-id retry-after x-should-retry x-goosestack-cost-usd x-goosestack-cost-cents"

@@ -127,7 +127,20 @@ def test_a_sink_that_was_off_for_a_while_catches_up(house: House) -> None:
 
 @pytest.mark.parametrize(
     "fault",
-    ["refused", "lost", "lost after", "429", "500", "500 after", "503 after", "401", "404", "302", "page after"],
+    [
+        "refused",
+        "lost",
+        "lost after",
+        "timeout after",
+        "429",
+        "500",
+        "500 after",
+        "503 after",
+        "401",
+        "404",
+        "302",
+        "page after",
+    ],
 )
 def test_a_failure_delays_and_changes_nothing(house: House, fault: str) -> None:
     ids = [house.till.settle() for _ in range(150)]
