@@ -100,7 +100,7 @@ JOBS: tuple[tuple[str, float], ...] = (
     ("deliver", 2.0),
     ("watch_balances", 30.0),
 )
-"""What runs every so many seconds beside the requests: methods of `Jobs`."""
+"""What runs every so many seconds beside the requests: methods of `Jobs`. Each sink has a `Meter` besides."""
 
 EXPOSED = (
     "x-request-id request-id retry-after x-should-retry x-goosestack-cost-usd x-goosestack-cost-cents"

@@ -419,7 +419,6 @@ def replay(tx: Tx, sink: str, since: str, after: int, now: str, *, force: bool) 
     (settled,) = tx.execute("SELECT settled_seq FROM meter_cursors WHERE sink = ?", (sink,)).fetchone()
     if after >= settled:
         return 0
-    tx.execute("DELETE FROM meter_events WHERE sink = ? AND status = 'pending'", (sink,))  # they are behind the cursor
     tx.execute(
         "UPDATE meter_cursors SET first_seq = CASE WHEN first_seq < ? THEN first_seq ELSE ? END,"
         " settled_seq = ?, fixed_seq = ?, retry_at = NULL, failures = 0 WHERE sink = ?",

@@ -109,8 +109,8 @@ class Answer:
 class Wire:
     """Between the sinks and the receivers, which are told apart by their hosts. `faults` come in this order:
 
-    `refused` (no connection), `lost`, `lost after` (no answer, and the effect), `503`, `503 after` and other statuses,
-    `page after` (a web page in place of a good answer), `crash`, `crash after`; `fine` is none.
+    `refused` (no connection), `lost` and `timeout` (no answer), `503` and other statuses, `page` (a web page in place
+    of a good answer), `crash`; each with ` after` where the receiver took the request all the same. `fine` is none.
     """
 
     def __init__(self, receivers: Mapping[str, Receiver]) -> None:
@@ -136,6 +136,8 @@ class Wire:
                 return Answer(reply)
             case "refused":
                 raise NotSent("ConnectionRefusedError")
+            case "timeout":
+                raise TimeoutError
             case "lost":
                 raise Lost("ServerDisconnectedError", reused=False)
             case "crash":

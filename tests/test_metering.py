@@ -17,6 +17,9 @@ from typing import Any
 import aiohttp
 import pytest
 
+from goosestack import app, config
+from goosestack.errors import Refusal
+from goosestack.http import Client
 from tests.asking import ask, chat, directed
 from tests.project import SECRET as PROJECT_SECRET, SERVICE_KEY, Project
 from tests.receivers import Process
@@ -440,8 +443,19 @@ def test_what_a_router_charged_is_what_is_metered(
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-def test_no_start_with_metering_that_makes_no_sense(folder: Path, settings: dict[str, str], sentence: str) -> None:
-    assert refusal(folder, settings).startswith(sentence)
+async def test_metering_that_makes_no_sense_is_refused(folder: Path, settings: dict[str, str], sentence: str) -> None:
+    client = Client()
+    try:
+        with pytest.raises(Refusal) as refused:
+            app.sinks_of(config.load(settings, folder), client)
+        assert str(refused.value).startswith(sentence)
+        assert "canary" not in str(refused.value)
+    finally:
+        await client.close()
+
+
+def test_no_start_with_a_sink_that_lacks_something(folder: Path) -> None:
+    assert refusal(folder, {"METERS": "webhook"}) == "METERS has webhook, which needs METER_WEBHOOK_URL"
 
 
 def test_the_demo_reports_to_nobody(folder: Path) -> None:

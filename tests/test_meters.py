@@ -127,7 +127,20 @@ def test_a_sink_that_was_off_for_a_while_catches_up(house: House) -> None:
 
 @pytest.mark.parametrize(
     "fault",
-    ["refused", "lost", "lost after", "429", "500", "500 after", "503 after", "401", "404", "302", "page after"],
+    [
+        "refused",
+        "lost",
+        "lost after",
+        "timeout after",
+        "429",
+        "500",
+        "500 after",
+        "503 after",
+        "401",
+        "404",
+        "302",
+        "page after",
+    ],
 )
 def test_a_failure_delays_and_changes_nothing(house: House, fault: str) -> None:
     ids = [house.till.settle() for _ in range(150)]
@@ -239,6 +252,19 @@ def test_a_mistake_of_ours_is_told_and_loses_nothing(house: House) -> None:
     house.later(2)
     house.till.report(house.meter)
     assert house.arrived() == [id]
+
+
+def test_a_receiver_that_fails_is_not_asked_for_the_rest_of_a_batch(house: House) -> None:
+    hook = house.webhook()
+    house.till.report(hook)
+    ids = [house.till.settle() for _ in range(200)]
+    house.wire.faults["hook"] = ["503"] * 1000
+    house.till.turn(hook)
+    assert len(house.wire.asked) <= meters.LANES
+    house.wire.faults["hook"].clear()
+    house.later(30 * 24 * HOUR_S)
+    house.till.report(hook)
+    assert sorted(event["id"] for event in house.hook.events()) == ids
 
 
 # --- sinks have nothing to do with each other -----------------------------------------------------------------
@@ -368,9 +394,13 @@ def test_a_dead_letter_that_is_discarded_is_gone(house: House) -> None:
     assert house.arrived() == []
 
 
-def test_what_may_have_arrived_is_not_sent_again_once_the_receiver_has_forgotten_it(house: House) -> None:
+@pytest.mark.parametrize("fault", ["lost after", "timeout after", "500 after", "503 after", "408 after", "page after"])
+@pytest.mark.parametrize("before", [[], ["refused"], ["429", "404"]], ids=["at once", "refused before", "told before"])
+def test_what_may_have_arrived_is_not_sent_again_once_the_receiver_has_forgotten_it(
+    house: House, fault: str, before: list[str]
+) -> None:
     ids = [house.till.settle() for _ in range(3)]
-    house.wire.faults["openmeter"] = ["lost after", *["refused"] * 100]
+    house.wire.faults["openmeter"] = [*before, fault, *["refused"] * 100]
     for _ in range(20):
         house.till.turn(house.meter)
         house.later(2 * HOUR_S)
@@ -379,7 +409,9 @@ def test_what_may_have_arrived_is_not_sent_again_once_the_receiver_has_forgotten
     assert house.arrived() == ids, "and not twice"
     dead = house.till.dead("openmeter")
     assert [letter["id"] for letter in dead] == ids
-    assert "nobody knows whether it has arrived: it was first sent at 2026-11-21T12:00:00.000Z" in dead[0]["reason"]
+    sent = START + 2 * HOUR_S * len(before)
+    at = datetime.fromtimestamp(sent, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+    assert f"nobody knows whether it has arrived: it was first sent at {at}" in dead[0]["reason"]
 
 
 def test_what_cannot_have_arrived_is_sent_however_late(house: House) -> None:
@@ -439,6 +471,19 @@ def test_a_replay_reaches_behind_the_day_on_which_a_sink_was_turned_on() -> None
     house.till.report(house.meter)
     assert house.arrived() == [before, f"{before}.c"]
     house.till.close()
+
+
+def test_after_a_replay_of_the_latest_what_was_before_it_can_still_be_corrected(house: House) -> None:
+    early = house.till.settle(estimated=True)
+    house.later(HOUR_S)
+    since = house.till.clock.now()
+    late = house.till.settle()
+    house.till.report(house.meter)
+    assert replay(house, "openmeter", since) == 1
+    house.till.correct(early, read=1, written=1, nanos=1)
+    house.till.report(house.meter)
+    assert house.arrived() == [early, late, f"{early}.c"]
+    assert house.tokens() == "17"
 
 
 def test_a_replay_in_the_middle_of_a_batch_leaves_nothing_behind(house: House) -> None:

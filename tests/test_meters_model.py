@@ -32,7 +32,19 @@ MACHINE = settings(
 )
 SECRET = "whsec_" + "c2VjcmV0" * 4
 NAMES = ("stripe_meter", "openmeter", "webhook")
-FAULTS = ("refused", "lost", "lost after", "429", "503", "503 after", "401", "page after", "crash", "crash after")
+FAULTS = (
+    "refused",
+    "lost",
+    "lost after",
+    "timeout after",
+    "429",
+    "503",
+    "503 after",
+    "401",
+    "page after",
+    "crash",
+    "crash after",
+)
 SINK = st.sampled_from(NAMES)
 USER = st.sampled_from(sorted(USERS))
 

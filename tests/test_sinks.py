@@ -280,6 +280,22 @@ def test_a_repeated_identifier_means_that_stripe_has_it() -> None:
     assert world.receiver.totals()["duplicates"] > 0
 
 
+def test_a_good_answer_that_is_not_stripes_is_none() -> None:
+    class Elsewhere(StripeMeters):
+        def take(self, headers: Mapping[str, str], body: bytes) -> Reply:
+            return Reply(200, b'{"ok": true}', {"content-type": "application/json"})
+
+    world = ToStripe()
+    stripe, world.wire = world.wire, Wire({"stripe": Elsewhere(KEY)})
+    world.begin()
+    id = world.till.settle()
+    world.report()
+    assert world.till.status("stripe_meter")["error"] == "status 200, but not Stripe's answer"
+    world.wire = stripe
+    world.begin()
+    assert [event["id"] for event in world.receiver.events()] == [id]
+
+
 def test_the_duplicates_code_of_the_newer_interface_is_understood() -> None:
     class Newer(StripeMeters):
         def take(self, headers: Mapping[str, str], body: bytes) -> Reply:
