@@ -24,7 +24,7 @@ from tests.world import Customer, World, until
 TABLE = """
 [free]
 tokens_per_month = 5_000
-models = ["gpt-4o-mini", "gpt-4o", "claude-*"]
+models = ["gpt-4o-mini", "gpt-5.5", "claude-*"]
 [basic]
 tokens_per_month = 20_000
 [pro]
@@ -154,7 +154,7 @@ def test_me_and_usage_say_what_is_left(world: World) -> None:
     assert {name: fresh[name] for name in ("plan", "quota", "used", "held", "remaining", "reset", "overage")} == {
         "plan": "free", "quota": 5_000, "used": 0, "held": 0, "remaining": 5_000, "reset": month_end(), "overage": None,
     }  # fmt: skip
-    assert fresh["limits"]["models"] == ["gpt-4o-mini", "gpt-4o", "claude-*"]
+    assert fresh["limits"]["models"] == ["gpt-4o-mini", "gpt-5.5", "claude-*"]
     use(world, carol, 400)
     found = ask(world, "GET", "/v1/usage", key=carol.key).json()
     assert found["allowance"] == {name: me(world, carol)[name] for name in found["allowance"]}
@@ -417,7 +417,7 @@ def test_plans_are_listed_shown_and_assigned(world: World) -> None:
     assert list(listed) == ["free", "busy", "narrow", "basic", "pro", "enterprise"]
     assert listed["pro"]["overage_cents"] == 4
     assert "pro                    50,000" in operator.run("plans")[0]
-    assert "gpt-4o-mini gpt-4o claude-*" in operator.run("plans", "list")[0]
+    assert "gpt-4o-mini gpt-5.5 claude-*" in operator.run("plans", "list")[0]
     line = operator.run("plans", "assign", carol.id, "pro", "--until", "2999-12-31")[0]
     assert line == (
         f"{carol.id} has pro until 2999-12-31T00:00:00.000Z: 50,000 of 50,000 tokens are left, until {month_end()};"

@@ -92,7 +92,7 @@ def test_a_stream_is_the_providers_frames_to_its_end(world: World, alice: Custom
     assert (row["status"], row["estimated"]) == ("settled", 0)
 
 
-@pytest.mark.parametrize("model", ["gpt-4o-mini", "gpt-4.1", "gpt-5.4-mini", "gpt-5.5"])
+@pytest.mark.parametrize("model", ["gpt-4o-mini", "gpt-5.4-mini", "gpt-5.5"])
 def test_max_tokens_goes_in_the_field_that_the_model_takes(world: World, alice: Customer, model: str) -> None:
     body = sent(world, alice, model=model, max_tokens=300)
     assert body["max_completion_tokens"] == 300
@@ -100,7 +100,7 @@ def test_max_tokens_goes_in_the_field_that_the_model_takes(world: World, alice: 
 
 
 @pytest.mark.parametrize(
-    ("model", "stays"), [("gpt-4o-mini", True), ("gpt-4.1", True), ("gpt-5.4-mini", False), ("gpt-5.5", False)]
+    ("model", "stays"), [("gpt-4o-mini", True), ("gpt-5.4-mini", False), ("gpt-5.5", False)]
 )
 def test_a_temperature_is_kept_from_models_that_reason(
     world: World, alice: Customer, model: str, *, stays: bool

@@ -62,8 +62,8 @@ def test_the_file_changes_a_plan_and_adds_others_in_their_place() -> None:
     pro, team = found.by_name["pro"], found.by_name["team"]
     assert (pro.tokens, pro.overage_cents) == (2_000_000, 500)
     assert (team.requests_per_minute, team.in_flight, team.models) == (300, 20, ("*",))
-    included = [name for name in ("gpt-4o", "claude-haiku-4-5", "claude-haiku-4-5-x", "o3") if pro.includes(name)]
-    assert included == ["gpt-4o", "claude-haiku-4-5"]
+    included = [name for name in ("gpt-5.5", "claude-haiku-4-5", "claude-haiku-4-5-x", "gpt-6-sol") if pro.includes(name)]
+    assert included == ["gpt-5.5", "claude-haiku-4-5"]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_the_file_changes_a_plan_and_adds_others_in_their_place() -> None:
         ("[pro]\nin_flight = 0", "plans.toml: pro: in_flight must be a whole number from 1 to 100000"),
         ("[pro]\nrequests_per_minute = 0", "requests_per_minute must be a whole number from 1"),
         ("[pro]\noverage_cents = -5", "overage_cents must be a whole number from 0"),
-        ('[pro]\nmodels = "gpt-4o"', "plans.toml: pro: models must be a list of names of models"),
+        ('[pro]\nmodels = "gpt-5.5"', "plans.toml: pro: models must be a list of names of models"),
         ('[pro]\nmodels = ["gpt 4o"]', "models must be a list"),
         ('[pro]\nstripe_prices = ["prod_1"]', "stripe_prices must be a list of ids of prices, as price_1A2b"),
         ('[free]\nstripe_prices = ["price_1"]', "plans.toml: free is what nobody pays for"),
