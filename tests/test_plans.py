@@ -55,14 +55,16 @@ def test_there_are_four_plans() -> None:
 
 def test_the_file_changes_a_plan_and_adds_others_in_their_place() -> None:
     found = plans.load(
-        '[pro]\noverage_cents = 500\nmodels = ["gpt-*", "claude-haiku-4-5"]\n'
+        '[pro]\noverage_cents = 500\nmodels = ["gpt-5*", "claude-haiku-4-5"]\n'
         "[team]\ntokens_per_month = 1_000_000\nrequests_per_minute = 300\nin_flight = 20\n"
     )
     assert list(found.by_name) == ["free", "basic", "team", "pro", "enterprise"]
     pro, team = found.by_name["pro"], found.by_name["team"]
     assert (pro.tokens, pro.overage_cents) == (2_000_000, 500)
     assert (team.requests_per_minute, team.in_flight, team.models) == (300, 20, ("*",))
-    included = [name for name in ("gpt-5.5", "claude-haiku-4-5", "claude-haiku-4-5-x", "gpt-6-sol") if pro.includes(name)]
+    included = [
+        name for name in ("gpt-5.5", "claude-haiku-4-5", "claude-haiku-4-5-x", "gpt-6-sol") if pro.includes(name)
+    ]
     assert included == ["gpt-5.5", "claude-haiku-4-5"]
 
 
