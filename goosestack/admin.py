@@ -9,11 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sqlite3
 import time
+import unicodedata
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +20,20 @@ from goosestack.cashier import Cashier, CashierError
 from goosestack.errors import Refusal, StoreUnavailable
 from goosestack.gateway import Gateway
 from goosestack.plans import Plans
-from goosestack.store import Store, Tx
-from goosestack.store.sqlite import (
-    InUse,
-    Lock,
-    SqliteStore,
-    connect_read_only,
-    integrity,
-    migrate,
-    refuse_if_exposed,
-    refuse_if_newer,
-    snapshot,
-)
+from goosestack.store import Store, Tx, backup as copies
+from goosestack.store.sqlite import InUse, Lock, SqliteStore, refuse_if_exposed
 
 Answer = Any
 _MOST_LINE = 64 * 1024
 _PATIENCE_S = 5.0
+
+PAGE = 500
+"""Rows of one answer: what lists goes on after the last of them, so that no answer holds up the daemon."""
+
+MOST_NAME = 100
+"""Characters of a key's name, as the API has it."""
+
+_MOST_TEXT = 500
 
 
 class VerbError(Exception):
@@ -63,6 +59,7 @@ class Admin:
         method = VERBS.get(verb)
         if method is None:
             raise VerbError(f"there is no verb {verb}")
+        _refuse_unfit(dict(args))
         try:
             return await method(self, **args)
         except (
@@ -82,9 +79,9 @@ class Admin:
             raise VerbError(f"{email!r} is no e-mail address")
         return {"id": await self._store.write(accounts.create_user, email, self._now()), "email": email}
 
-    async def user_list(self) -> Answer:
-        """All users."""
-        return await self._store.read(accounts.list_users)
+    async def user_list(self, after: str) -> Answer:
+        """Users, the first `PAGE` of those after an id."""
+        return await self._store.read(_list_users, after)
 
     async def user_pro(self, user: str, until: str | None) -> Answer:
         """Let a user bring their own provider key until a time."""
@@ -92,11 +89,11 @@ class Admin:
 
     async def key_create(self, user: str, name: str) -> Answer:
         """A key for a user."""
-        return await self._store.write(_create_key, user, name, self._now())
+        return await self._store.write(_create_key, user, name or "default", self._now())
 
-    async def key_list(self, user: str | None) -> Answer:
-        """Keys, by prefix."""
-        return await self._store.read(_list_keys, user)
+    async def key_list(self, user: str | None, after: str) -> Answer:
+        """Keys, by prefix, the first `PAGE` of those after an id; one user's, or all."""
+        return await self._store.read(_list_keys, user, after)
 
     async def key_revoke(self, key: str) -> Answer:
         """Revoke a key; its live streams end."""
@@ -201,6 +198,16 @@ VERBS: Mapping[str, Callable[..., Awaitable[Answer]]] = {
 }
 
 
+def _refuse_unfit(args: Mapping[str, Any]) -> None:
+    """Raise VerbError where a text is too long, or has what no line can show: a control, or bytes that are no UTF-8."""
+    for name, value in args.items():
+        most = MOST_NAME if name == "name" else _MOST_TEXT
+        if not isinstance(value, str):
+            continue
+        if len(value) > most or any(unicodedata.category(mark)[0] == "C" for mark in value):
+            raise VerbError(f"the {name} must be at most {most} printable characters")
+
+
 def _set_pro(tx: Tx, user: str, until: str | None) -> Answer:
     user_id = accounts.find_user(tx, user)
     return {"id": user_id, "pro_until": accounts.set_pro(tx, user_id, until)}
@@ -210,8 +217,24 @@ def _create_key(tx: Tx, user: str, name: str, now: str) -> Answer:
     return accounts.create_key(tx, accounts.find_user(tx, user), name, now)
 
 
-def _list_keys(tx: Tx, user: str | None) -> Answer:
-    return accounts.list_keys(tx, None if user is None else accounts.find_user(tx, user))
+def _list_users(tx: Tx, after: str) -> Answer:
+    rows = tx.execute(
+        "SELECT u.id, u.email, u.pro_until, c.balance_cents, u.created_at FROM users u"
+        " JOIN credits c ON c.user_id = u.id WHERE u.id > ? ORDER BY u.id LIMIT ?",
+        (after, PAGE),
+    )
+    return [dict(zip(("id", "email", "pro_until", "balance_cents", "created_at"), row, strict=True)) for row in rows]
+
+
+def _list_keys(tx: Tx, user: str | None, after: str) -> Answer:
+    user_id = None if user is None else accounts.find_user(tx, user)
+    rows = tx.execute(
+        "SELECT id, key_prefix, name, revoked, created_at, user_id FROM api_keys"
+        " WHERE id > ? AND (? IS NULL OR user_id = ?) ORDER BY id LIMIT ?",
+        (after, user_id, user_id, PAGE),
+    )
+    names = ("id", "prefix", "name", "revoked", "created_at", "user_id")
+    return [dict(zip(names, (*row[:3], bool(row[3]), *row[4:]), strict=True)) for row in rows]
 
 
 def _grant(tx: Tx, user: str, cents: int, note: str, ref: str, now: str) -> Answer:
@@ -351,20 +374,23 @@ async def call(
 
 
 async def _ask_daemon(database: Path, verb: str, args: Mapping[str, Any]) -> Answer:
+    asked = json.dumps({"verb": verb, "args": dict(args)}).encode() + b"\n"
+    if len(asked) > _MOST_LINE:
+        raise VerbError(f"what is asked is too long: at most {_MOST_LINE} bytes")
     name, folder = _reachable(socket_path(database))
     try:
-        reader, writer = await asyncio.open_unix_connection(name, limit=16 * 1024 * 1024)
+        reader, writer = await asyncio.open_unix_connection(name)
     finally:
         if folder is not None:
             os.close(folder)
     try:
-        writer.write(json.dumps({"verb": verb, "args": dict(args)}).encode() + b"\n")
+        writer.write(asked)
         await writer.drain()
-        line = await reader.readline()
+        line = await reader.read()  # all there is: an answer may be longer than a line that a reader would take
     finally:
         writer.close()
-    if not line:
-        raise asyncio.IncompleteReadError(b"", None)
+    if not line.endswith(b"\n"):
+        raise asyncio.IncompleteReadError(line, None)
     reply = json.loads(line)
     if "error" in reply:
         raise VerbError(reply["error"])
@@ -375,154 +401,19 @@ async def _ask_daemon(database: Path, verb: str, args: Mapping[str, Any]) -> Ans
 
 
 def backup(database: Path, destination: Path, keep: int | None) -> dict[str, Answer]:
-    """Copy the database, safe under load, and prove the copy. Raises Refusal.
-
-    `destination` is a folder, in which dated copies gather (`keep` of them), or a file that is replaced whole. The
-    copy is made by `VACUUM INTO` on a read-only connection, checked (SQLite's own checks, foreign keys, the books from
-    the beginning), synced, and only then gets its name.
-    """
-    if not database.exists():
-        raise Refusal(f"there is no database at {database}")
-    started = time.monotonic()
-    folder = destination if destination.is_dir() else destination.parent
-    if not folder.is_dir():
-        raise Refusal(f"there is no folder {folder}")
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
-    target = folder / f"{database.stem}-{stamp}.db" if destination.is_dir() else destination
-    if target.exists() and target.samefile(database):
-        raise Refusal(f"{target} is the database itself")
-    partial = folder / f".{target.name}.part"
-    partial.unlink(missing_ok=True)
-    try:
-        snapshot(database, partial)
-        rows = verify_file(partial)
-        os.replace(partial, target)
-    except (sqlite3.Error, OSError) as error:
-        raise Refusal(f"the backup failed: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    _sync_folder(folder)
-    removed = _prune(folder, database.stem, keep) if destination.is_dir() and keep else []
-    seconds = round(time.monotonic() - started, 3)
-    return {
-        "file": str(target),
-        "bytes": target.stat().st_size,
-        "seconds": seconds,
-        "removed": [str(path) for path in removed],
-        **rows,
-    }
-
-
-def verify_file(path: Path, name: Path | None = None) -> dict[str, int]:
-    """Prove a database file: `{"users", "requests", "accounts"}`. Raises Refusal, naming it (or `name`) and what is
-    wrong."""
-    name = name or path
-    try:
-        with closing(connect_read_only(path)) as db:
-            refuse_if_newer(db)
-            wrong = integrity(db)
-            books = ledger.check(db, full=True)
-            # a copy of a running daemon's file has holds of that process, which is not gone
-            rows = db.execute("SELECT (SELECT count(*) FROM users), (SELECT count(*) FROM usage_log)").fetchone()
-    except sqlite3.Error as error:
-        raise Refusal(f"{name} is no database of goosestack: {error}") from error
-    if wrong or books.wrong:
-        raise Refusal(f"{name} does not add up: {'; '.join((wrong + books.wrong)[:5])}")
-    return {"users": rows[0], "requests": rows[1], "accounts": books.accounts}
+    """Copy the database, also while a daemon runs, and prove the copy; see `copies.backup`. Raises Refusal."""
+    return copies.backup(database, destination, keep, _wrong_books)
 
 
 def restore(database: Path, source: Path) -> dict[str, Answer]:
-    """Put a proved copy in the database's place; the replaced file is kept beside it. Raises Refusal.
-
-    Refused while a daemon runs. Whenever it is interrupted, the old database is in its place, or the new one, whole."""
-    if not source.is_file():
-        raise Refusal(f"there is no file {source}")
-    if database.exists() and source.samefile(database):
-        raise Refusal(f"{source} is the database itself")
-    lock, partial = Lock(database), database.with_name(f".{database.name}.restoring")
-    try:
-        _remove(partial)
-        try:
-            _refuse_foreign(source)
-            snapshot(source, partial)  # not the file alone: its latest commits may lie in a log beside it
-            with closing(sqlite3.connect(partial, isolation_level=None)) as db:
-                migrate(db)  # before the books are checked, which are those of this version
-            rows = verify_file(partial, source)
-            kept = _replace(database, partial)
-        except (sqlite3.Error, OSError) as error:
-            raise Refusal(f"{source} cannot be restored: {error}") from error
-        return {"file": str(database), "replaced": None if kept is None else str(kept), **rows}
-    finally:
-        _remove(partial)
-        lock.release()
+    """Put a proved copy in the database's place, while no daemon runs; see `copies.restore`. Raises Refusal."""
+    return copies.restore(database, source, _wrong_books)
 
 
-def _refuse_foreign(source: Path) -> None:
-    """Raise Refusal where a file is damaged, or of somebody else: migrating it would make it one of ours."""
-    try:
-        with closing(connect_read_only(source)) as db:
-            refuse_if_newer(db)
-            wrong = integrity(db)
-            db.execute("SELECT count(*) FROM accounts")
-    except sqlite3.Error as error:
-        raise Refusal(f"{source} is no database of goosestack: {error}") from error
-    if wrong:
-        raise Refusal(f"{source} does not add up: {'; '.join(wrong[:5])}")
+def verify_file(path: Path) -> dict[str, int]:
+    """Prove a database file: `{"users", "requests", "accounts"}`. Raises Refusal."""
+    return copies.verify_file(path, _wrong_books)
 
 
-_LOGS = ("-wal", "-shm", "-journal")
-"""What SQLite writes beside a file, and would apply to any other file of that name."""
-
-
-def _replace(database: Path, proved: Path) -> Path | None:
-    """Give the database's name to `proved` in one step; where the old file is then, which had that second name before.
-
-    No log of the old file may ever lie beside the new one, and the old one must not lose its log while it can still
-    be started: so its log is first folded into it."""
-    existed = database.exists()
-    kept = database.with_name(f"{database.name}.replaced-{datetime.now(UTC).strftime('%Y%m%dT%H%M%S%fZ')}")
-    if existed:
-        for other in database.parent.glob(f"{database.name}.replaced-*"):
-            if other.samefile(database):  # a restore was interrupted
-                other.unlink()
-        _fold_log(database)
-        os.link(database, kept)
-    for suffix in _LOGS:  # of a file that is missing, or damaged, and cannot be started
-        log = database.with_name(database.name + suffix)
-        if log.exists():
-            log.rename(kept.with_name(kept.name + suffix))
-    _sync_folder(database.parent)
-    os.replace(proved, database)
-    _sync_folder(database.parent)
-    return kept if existed else None
-
-
-def _fold_log(database: Path) -> None:
-    """Bring into the file what lies in its log, which is then gone; a file that is damaged stays as it is, and so does
-    its log. Raises sqlite3.Error, where somebody else is using it, too."""
-    try:
-        with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)) as db:
-            db.execute("PRAGMA journal_mode = DELETE")
-    except sqlite3.DatabaseError as error:
-        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            raise
-
-
-def _remove(partial: Path) -> None:
-    for suffix in ("", *_LOGS):
-        partial.with_name(partial.name + suffix).unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _prune(folder: Path, stem: str, keep: int) -> list[Path]:
-    copies = sorted(folder.glob(f"{stem}-????????T????????????Z.db"))
-    for path in copies[:-keep]:
-        path.unlink()
-    return copies[:-keep]
+def _wrong_books(tx: Tx) -> list[str]:
+    return ledger.check(tx, full=True).wrong

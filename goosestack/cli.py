@@ -300,8 +300,21 @@ def _download(address: str) -> bytes:
 
 def ask(verb: str, **args: object) -> Any:
     """Run a verb, in the daemon where one runs; its failure ends the command."""
-    config = load()
+    return _asked(load(), verb, args)
 
+
+def ask_all(verb: str, **args: object) -> Iterator[Any]:
+    """All rows of a verb that lists, page after page; a failure ends the command."""
+    config, after = load(), ""
+    while True:
+        page = _asked(config, verb, {**args, "after": after})
+        yield from page
+        if len(page) < admin.PAGE:
+            return
+        after = page[-1]["id"]
+
+
+def _asked(config: Config, verb: str, args: Mapping[str, object]) -> Any:
     def cashier(store: Store) -> Cashier | None:
         till = app.till_of(config) if verb in ("stripe_reconcile", "stripe_setup") else None
         return None if till is None else app.cashier_of(config, store, till, _say_alert)
@@ -323,6 +336,14 @@ def _print(answer: Any, as_json: bool, text: str) -> None:
     click.echo(json.dumps(answer, indent=2) if as_json else text)
 
 
+def _print_each(rows: Iterator[Any], as_json: bool, line: Callable[[Any], str]) -> None:
+    if as_json:
+        click.echo(json.dumps(list(rows), indent=2))
+    else:
+        for row in rows:
+            click.echo(line(row))
+
+
 @main.group()
 def user() -> None:
     """Users: whoever has a balance. USER is an id, or an e-mail that only one user has."""
@@ -341,12 +362,11 @@ def user_create(email: str, as_json: bool) -> None:
 @JSON
 def user_list(as_json: bool) -> None:
     """List all users."""
-    users = ask("user_list")
-    lines = [
-        f"{one['id']}  {one['balance_cents']:>10} cents  pro until {one['pro_until'] or '-'}  {one['email']}"
-        for one in users
-    ]
-    _print(users, as_json, "\n".join(lines))
+
+    def line(one: Mapping[str, Any]) -> str:
+        return f"{one['id']}  {one['balance_cents']:>10} cents  pro until {one['pro_until'] or '-'}  {one['email']}"
+
+    _print_each(ask_all("user_list"), as_json, line)
 
 
 @user.command("pro")
@@ -362,10 +382,10 @@ def user_pro(user_name: str, until: str, as_json: bool) -> None:
 def _time(text: str) -> str:
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        moment = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):  # in UTC, it may be beyond the year 9999
         raise click.BadParameter(f"{text} is no date as 2026-12-31", param_hint="--until") from None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+    return moment.isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 @main.group()
@@ -388,12 +408,12 @@ def key_create(user_name: str, name: str, as_json: bool) -> None:
 @JSON
 def key_list(user_name: str | None, as_json: bool) -> None:
     """List keys, by prefix."""
-    keys = ask("key_list", user=user_name)
-    lines = [
-        f"{one['id']}  {one['prefix']}  {'revoked' if one['revoked'] else 'active '}  {one['user_id']}  {one['name']}"
-        for one in keys
-    ]
-    _print(keys, as_json, "\n".join(lines))
+
+    def line(one: Mapping[str, Any]) -> str:
+        state = "revoked" if one["revoked"] else "active "
+        return f"{one['id']}  {one['prefix']}  {state}  {one['user_id']}  {one['name']}"
+
+    _print_each(ask_all("key_list", user=user_name), as_json, line)
 
 
 @key.command("revoke")

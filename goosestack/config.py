@@ -14,12 +14,14 @@ from base64 import b64decode
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from decimal import Decimal, InvalidOperation
-from ipaddress import ip_network
+from difflib import get_close_matches
+from io import StringIO
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
-from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 
 from goosestack.errors import Refusal
 
@@ -78,15 +80,33 @@ def _percent(value: str) -> Decimal:
 def _url(value: str) -> str:
     parts = urlsplit(value)
     _refuse_credentials(parts.netloc)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    if parts.scheme not in ("http", "https") or not parts.hostname or "?" in value or "#" in value:
         raise _Bad("must be an http or https URL without a query")
-    return value.rstrip("/")
+    _refuse_unreachable(parts)
+    return _key(value).rstrip("/")
 
 
 def _refuse_credentials(netloc: str) -> None:
     """An address is shown, logged and sent on; and what of it is secret, nobody could tell."""
     if "@" in netloc:
         raise _Bad("must not have a user or a password before its host")
+
+
+_LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
+_HOST = re.compile(rf"({_LABEL}\.)*{_LABEL}\.?", re.ASCII)
+
+
+def _refuse_unreachable(parts: SplitResult) -> None:
+    """An address that nobody could call would only be noticed by the first caller."""
+    host = parts.hostname or ""
+    try:
+        usable = parts.port != 0 and not parts.netloc.endswith(":")
+        if ":" in host or host.rstrip(".").rpartition(".")[2].isdigit():
+            ip_address(host)
+    except ValueError:
+        usable = False
+    if not usable or (":" not in host and (len(host) > 253 or _HOST.fullmatch(host) is None)):
+        raise _Bad("names a host or a port that there cannot be")
 
 
 def _v1_url(value: str) -> str:
@@ -195,6 +215,8 @@ def _origins(value: str) -> tuple[str, ...]:
         parts = urlsplit(origin)
         if origin != "*" and (parts.scheme not in ("http", "https") or not parts.netloc or parts.path):
             raise _Bad(f"must list origins as https://example.com, or be *; {origin} is neither")
+        if origin != "*":
+            _refuse_unreachable(parts)
     if "*" in origins and len(origins) > 1:
         raise _Bad("must be * alone, or a list of origins")
     return origins
@@ -212,8 +234,10 @@ def _networks(value: str) -> tuple[str, ...]:
 
 def _page(value: str) -> str:
     parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or not value.isascii():
-        raise _Bad("must be an http or https URL without credentials")
+    _refuse_credentials(parts.netloc)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise _Bad("must be an http or https URL")
+    _refuse_unreachable(parts)
     return _key(value)
 
 
@@ -469,10 +493,7 @@ def _shown(entry: Field[Any], value: object) -> str:
 
 def load(environ: Mapping[str, str], directory: Path = Path()) -> Config:
     """The configuration from an environment and a directory's `.env`. Raises Refusal, naming the setting."""
-    try:
-        stored = dotenv_values(directory / ".env", interpolate=False)
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refusal(f".env cannot be read: {error}") from None
+    stored = _dotenv(directory / ".env")
     credentials = environ.get("CREDENTIALS_DIRECTORY")
     values = {}
     for entry in options():
@@ -486,7 +507,39 @@ def load(environ: Mapping[str, str], directory: Path = Path()) -> Config:
             raise Refusal(f"{name} {bad}") from None
         except (ValueError, RuntimeError):  # what the library makes of a number, an address or a path
             raise Refusal(f"{name} has a value that makes no sense") from None
+    if "litellm_api_key" in values and "litellm_base_url" not in values:
+        raise Refusal("LITELLM_API_KEY is set, and LITELLM_BASE_URL, where it would be sent to, is not")
     return Config(**values)
+
+
+def _dotenv(path: Path) -> dict[str, str]:
+    """What a `.env` sets. The file is ours alone: whatever in it is not understood is refused by its line, since what
+    it was meant to change would otherwise be as if it were not there."""
+    try:
+        if not path.exists() or path.is_dir():
+            return {}
+        bindings = list(parse_stream(StringIO(path.read_text(encoding="utf-8"))))
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refusal(f".env cannot be read: {error}") from None
+    names = [setting(entry) for entry in options()]
+    stored = {}
+    for name, value, original, malformed in bindings:
+        if name is None and not malformed:  # a comment, or blank lines at the end
+            continue
+        text = original.string.lstrip()
+        line = original.line + original.string.removesuffix(text).count("\n")
+        if name is None or value is None or "\n" in text.rstrip():
+            raise Refusal(f"line {line} of .env is not NAME=value")
+        if name not in names:
+            near = get_close_matches(name.upper(), names, n=1, cutoff=0)[0]
+            raise Refusal(f"line {line} of .env sets {_shown_name(name)}, which is no setting; the nearest is {near}")
+        stored[name] = value
+    return stored
+
+
+def _shown_name(name: str) -> str:
+    """A name as it may be repeated: what is not written as one may be a part of a secret."""
+    return name if re.fullmatch(r"[A-Z][A-Z0-9_]{0,63}", name) else "something"
 
 
 def _credential(directory: str | None, name: str) -> str | None:

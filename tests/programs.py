@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from goosestack import admin, ledger
 from goosestack.ledger import Charge, NewHold
-from goosestack.store import Tx
+from goosestack.store import Tx, backup
 from goosestack.store.sqlite import Lock, SqliteStore
 
 NOW = "2026-11-21T12:00:00.000Z"
@@ -160,28 +160,38 @@ async def trade(path: Path) -> None:
 async def restore(folder: Path) -> None:
     """Restore `copy.db` as `goosestack.db`, in copies of a folder that are named 0, 1, 2 and so on: in the first,
     killed at the first line, in the next, at the second, and so on until one is not killed."""
-    statuses = map(restore_until, itertools.count(), itertools.repeat(folder))
+    killed_everywhere(folder, lambda shop: admin.restore(shop / "goosestack.db", shop / "copy.db"))
+
+
+async def back_up(folder: Path) -> None:
+    """The same with a backup of `goosestack.db` into `copies`."""
+    killed_everywhere(folder, lambda shop: admin.backup(shop / "goosestack.db", shop / "copies", None))
+
+
+def killed_everywhere(folder: Path, act: Callable[[Path], object]) -> None:
+    """Do something in copies of a folder, killed at each of its lines in turn; say how the one ended that was not."""
+    statuses = map(ended, itertools.count(), itertools.repeat(folder), itertools.repeat(act))
     say("done" if next(status for status in statuses if not os.WIFSIGNALED(status)) == 0 else "failed")
 
 
-def restore_until(line: int, folder: Path) -> int:
-    """How the restoring ended."""
+def ended(line: int, folder: Path, act: Callable[[Path], object]) -> int:
+    """How it ended, when killed at this line."""
     shop = folder.with_name(str(line))
     shutil.copytree(folder, shop)
     child = os.fork()
     if child == 0:
         sys.settrace(killed_at(line))
-        admin.restore(shop / "goosestack.db", shop / "copy.db")
+        act(shop)
         os._exit(0)
     return os.waitpid(child, 0)[1]
 
 
 def killed_at(line: int) -> Callable[[FrameType, str, Any], Any]:
-    """A trace that kills the process when it comes to this line of `admin`, counted as they are run."""
+    """A trace that kills the process when it comes to this line of `store.backup`, counted as they are run."""
     left = itertools.count(line, -1)
 
     def trace(frame: FrameType, event: str, arg: Any) -> Any:
-        if frame.f_code.co_filename != admin.__file__:
+        if frame.f_code.co_filename != backup.__file__:
             return None
         if event == "line" and next(left) == 0:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -190,9 +200,31 @@ def killed_at(line: int) -> Callable[[FrameType, str, Any], Any]:
     return trace
 
 
+async def pause_backup(folder: Path) -> None:
+    """Back `goosestack.db` up into `copies`, and stop once the copy is being written, until told to go on."""
+
+    def trace(frame: FrameType, event: str, arg: Any) -> Any:
+        if event == "call" and frame.f_code is backup.verify_file.__code__:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    sys.settrace(trace)
+    admin.backup(folder / "goosestack.db", folder / "copies", None)
+    say("done")
+
+
 PROGRAMS: dict[str, Callable[[Path], Awaitable[None]]] = {
     program.__name__: program
-    for program in (hold_lock, fail_to_commit, meet_damage, break_writer, fill_disk, trade, restore)
+    for program in (
+        hold_lock,
+        fail_to_commit,
+        meet_damage,
+        break_writer,
+        fill_disk,
+        trade,
+        restore,
+        back_up,
+        pause_backup,
+    )
 }
 
 

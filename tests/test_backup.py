@@ -138,6 +138,42 @@ def test_a_backup_that_cannot_be_made_says_why_and_leaves_nothing_behind(shop: O
     assert not [path.name for path in shop.folder.iterdir() if path.name.startswith((".", "x"))]
 
 
+@pytest.mark.parametrize("version", range(1, len(MIGRATIONS)))
+def test_a_database_that_waits_for_its_upgrade_is_copied_as_it_is_and_proved(shop: Operator, version: int) -> None:
+    (shop.folder / "copies").mkdir()
+    database = Path(shop.env["DB_PATH"])
+    database.unlink()
+    with closing(sqlite3.connect(database, isolation_level=None)) as db:
+        migrate(db, MIGRATIONS[:version])
+        db.execute("INSERT INTO users (id, email, created_at) VALUES ('usr_1', 'bob@example.com', '')")
+        db.execute(
+            "INSERT INTO accounts (id, user_id, unit, grain, balance, updated_at)"
+            " VALUES (1, 'usr_1', 'usd_cents', 10000000, 7, '')"
+        )
+        db.execute(
+            "INSERT INTO entries (seq, id, account_id, kind, ref, amount, created_at)"
+            " VALUES (1, 'ent_1', 1, 'grant', 'first', 7, '')"
+        )
+    made = shop.json("backup", "copies")
+    assert (made["users"], made["accounts"]) == (1, 1)
+    assert [path.name for path in (shop.folder / "copies").iterdir()] == [Path(made["file"]).name]
+    with closing(sqlite3.connect(shop.folder / made["file"])) as copy:
+        assert copy.execute("PRAGMA user_version").fetchone() == (version,)  # so that one can go back to it
+    with closing(sqlite3.connect(database)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (version,)
+        db.execute("UPDATE accounts SET balance = 8")
+        db.commit()
+    told = shop.refused("backup", "copies", code=78)
+    assert told == f"{database} does not add up: account 1: balance is 8, and its rows add up to 7"
+    assert len(list((shop.folder / "copies").iterdir())) == 1
+
+
+def test_an_empty_file_is_no_database_to_copy(shop: Operator) -> None:
+    database = Path(shop.env["DB_PATH"])
+    database.write_bytes(b"")
+    assert shop.refused("backup", "x.db", code=78).startswith(f"{database} is no database of goosestack: ")
+
+
 @pytest.fixture
 def shop(folder: Path) -> Operator:
     """An operator without a running daemon, and books in which Alice has 100 cents."""

@@ -10,11 +10,12 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from goosestack import __version__, config
+from goosestack import __version__, admin, api, config, ledger
 from tests.asking import ask, chat, directed, opened
 from tests.shell import Operator, operator_of
 from tests.world import OPENAI_KEY, Daemon, World, bare_environment, until
@@ -100,6 +101,45 @@ def test_keys_are_made_listed_and_revoked(either: Operator) -> None:
     assert [key["revoked"] for key in either.json("key", "list", alice)] == [True, True]
 
 
+@pytest.mark.parametrize("until", ["9999-12-31T23:59:59-05:00", "0001-01-01T00:00:00+05:00", "", "2026-13-01"])
+def test_pro_cannot_end_on_a_day_that_there_is_not(operator: Operator, until: str) -> None:
+    bob = operator.json("user", "create", "bob@example.com")["id"]
+    assert f"{until} is no date as 2026-12-31" in operator.run("user", "pro", bob, "--until", until, expect=2)[1]
+    assert (
+        operator.json("user", "pro", bob, "--until", "9999-12-31T23:59:59")["pro_until"] == "9999-12-31T23:59:59.000Z"
+    )
+
+
+NO_UTF_8 = os.fsdecode(b"caf\xe9")
+"""What a shell hands over for bytes in another encoding."""
+
+
+@pytest.mark.parametrize("text", [NO_UTF_8, "two\nlines", "\x1b[2J", "right-to-left \u202e"])
+def test_what_no_line_can_show_is_not_stored(either: Operator, text: str) -> None:
+    alice = either.json("user", "create", "alice@example.com")["id"]
+    told = {
+        "name": either.refused("key", "create", alice, "--name", text),
+        "note": either.refused("credit", "grant", alice, "5", "--note", text),
+        "ref": either.refused("credit", "grant", alice, "5", "--ref", text),
+        "user": either.refused("credit", "show", text),
+        "email": either.refused("user", "create", f"{text}@example.com"),
+        "key": either.refused("key", "revoke", text),
+    }
+    most = {name: 100 if name == "name" else 500 for name in told}
+    assert told == {name: f"the {name} must be at most {most[name]} printable characters" for name in told}
+    assert either.json("credit", "show", alice)["balance_cents"] == 0 and either.json("key", "list", alice) == []
+
+
+def test_a_keys_name_is_as_long_as_the_api_lets_it_be(either: Operator) -> None:
+    assert admin.MOST_NAME == api.MOST_NAME
+    alice = either.json("user", "create", "alice@example.com")["id"]
+    assert either.json("key", "create", alice, "--name", "n" * 100)["name"] == "n" * 100
+    assert either.json("key", "create", alice, "--name", "")["name"] == "default"
+    assert "at most 100 " in either.refused("key", "create", alice, "--name", "n" * 101)
+    assert either.refused("key", "create", alice, "--name", "n" * 70_000)
+    assert len(either.json("key", "list", alice)) == 2
+
+
 def test_the_books_are_checked(either: Operator) -> None:
     either.json("credit", "grant", either.json("user", "create", "alice@example.com")["id"], "100")
     for full in ([], ["--full"]):
@@ -136,6 +176,36 @@ def test_a_verb_that_cannot_be_done_says_why_and_ends_with_1(
 ) -> None:
     either.json("user", "create", "somebody@example.com")
     assert either.refused(*args) == sentence
+
+
+def test_users_and_keys_are_listed_to_the_last_one_however_many(folder: Path) -> None:
+    world = World.create(folder)
+    try:
+        shell, many = operator_of(world), 3 * admin.PAGE
+        world.daemon.program.stop()
+        with closing(sqlite3.connect(world.daemon.db, isolation_level=None)) as db:
+            db.execute("BEGIN")
+            for number in range(many):
+                user = f"usr_{number:06}"
+                db.execute("INSERT INTO users (id, email, created_at) VALUES (?, ?, '')", (user, "e" * 254))
+                ledger.open_account(db, user, "usd_cents", "")
+                db.execute(
+                    "INSERT INTO api_keys (id, key_hash, key_prefix, user_id, name, created_at)"
+                    " VALUES (?, ?, '', ?, ?, '')",
+                    (f"key_{number:06}", str(number), "usr_000007", "n" * 20_000),  # as an earlier version took them
+                )
+            db.execute("COMMIT")
+        without = (shell.json("user", "list"), shell.json("key", "list"))
+        world.daemon.start()
+        users, keys = shell.json("user", "list"), shell.json("key", "list")
+        assert (users, keys) == without
+        assert [one["id"] for one in users] == [f"usr_{number:06}" for number in range(many)]
+        assert [one["id"] for one in keys] == [f"key_{number:06}" for number in range(many)]
+        assert shell.json("key", "list", "usr_000007") == keys
+        assert shell.json("key", "list", "usr_000008") == []
+        assert shell.run("user", "list")[0].count("\n") == shell.run("key", "list")[0].count("\n") == many
+    finally:
+        world.close()
 
 
 @pytest.mark.parametrize("cents", ["0", "-5", "1.5", "x", "1000000001"])
@@ -222,7 +292,7 @@ def test_a_database_path_too_long_for_a_socket_works(folder: Path) -> None:
 
 
 def test_config_shows_every_setting_and_no_secret(operator: Operator) -> None:
-    secrets = {"ADMIN_TOKEN": CANARY * 2, "ANTHROPIC_API_KEY": "", "LITELLM_API_KEY": CANARY, "PORT": "4000"}
+    secrets = {"ADMIN_TOKEN": CANARY * 2, "ANTHROPIC_API_KEY": "", "OPENROUTER_API_KEY": CANARY, "PORT": "4000"}
     shown = operator.json("config", env=secrets)
     assert set(shown) == {config.setting(option) for option in config.options()}
     assert (shown["OPENAI_API_KEY"], shown["ADMIN_TOKEN"], shown["ANTHROPIC_API_KEY"]) == ("(set)", "(set)", "")
@@ -239,6 +309,37 @@ def test_settings_come_from_a_credential_then_the_environment_then_dotenv(operat
     shown = operator.json("config", env=env)
     assert (shown["PORT"], shown["DRAIN_S"], shown["MAX_IN_FLIGHT"]) == ("3333", "2222", "1111")
     assert shown["OPENROUTER_API_KEY"] == "(set)"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('SIGNUP="closed', "line 1 of .env is not NAME=value"),
+        ("PORT=4000\n\n\nSIGNUP closed\n", "line 4 of .env is not NAME=value"),
+        ("SIGNUP\n", "line 1 of .env is not NAME=value"),
+        ('SIGNUP="closed\nPORT=4000\n"\n', "line 1 of .env is not NAME=value"),
+        ("# all\nSIGNUP: closed", "line 2 of .env is not NAME=value"),
+        ("sk-canary-of-the-operator", "line 1 of .env is not NAME=value"),
+        ("PORT=4000\nMARKUP=20", "line 2 of .env sets MARKUP, which is no setting; the nearest is MARKUP_PERCENT"),
+        ("signup=closed", "line 1 of .env sets something, which is no setting; the nearest is SIGNUP"),
+        ("export SIGN_UP=closed", "line 1 of .env sets SIGN_UP, which is no setting; the nearest is SIGNUP"),
+    ],
+)
+def test_a_dotenv_that_cannot_be_understood_is_refused_by_its_line(
+    operator: Operator, folder: Path, text: str, sentence: str
+) -> None:
+    (folder / ".env").write_text(text)
+    assert operator.refused("config", code=78) == sentence
+    assert operator.refused("user", "create", "alice@example.com", code=78) == sentence
+
+
+def test_a_dotenv_may_have_comments_quotes_blanks_and_nothing(operator: Operator, folder: Path) -> None:
+    (folder / ".env").write_text("\n# both\r\n\nexport SIGNUP = 'closed' # for now\nPORT=\"4000\"\nHOST=\n  \n")
+    shown = operator.json("config")
+    assert (shown["SIGNUP"], shown["PORT"], shown["HOST"]) == ("closed", "4000", "127.0.0.1")
+    (folder / ".env").unlink()
+    (folder / ".env").mkdir()  # as some name the folder of their environment
+    assert operator.json("config")["SIGNUP"] == "open"
 
 
 def test_secrets_leave_the_environment_once_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:

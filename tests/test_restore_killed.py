@@ -1,10 +1,13 @@
 """`kill -9` at every line of a restore: there is always a database, the old one or the new one, whole; no cent of
-either is lost; and restoring again goes through. The program `restore` of `programs.py` does it.
+either is lost; and restoring again goes through. And at every line of a backup: nothing that looks like a copy is none,
+and the next backup tidies up. The programs `restore` and `back_up` of `programs.py` do it.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -26,7 +29,7 @@ DAMAGED = b"not a database " * 1000
 
 def grant(tx: Tx, ref: str, cents: int) -> None:
     """Give Alice so many cents."""
-    tx.execute("INSERT INTO users VALUES ('alice', 'alice', NULL, NULL, ?) ON CONFLICT DO NOTHING", (NOW,))
+    tx.execute("INSERT INTO users (id, email, created_at) VALUES ('alice', 'alice', ?) ON CONFLICT DO NOTHING", (NOW,))
     ledger.post(tx, ledger.open_account(tx, "alice", "usd_cents", NOW), "grant", ref, cents, NOW)
 
 
@@ -62,9 +65,9 @@ def replaced(folder: Path) -> list[Path]:
     return [path for path in found if not path.samefile(folder / "goosestack.db")]
 
 
-def killed_everywhere(shop: Path) -> Iterator[Path]:
-    """The folder as each kill left it, and, last, as a restore did that was let be."""
-    command = [sys.executable, "-m", "tests.programs", "restore", str(shop)]
+def killed_everywhere(shop: Path, program: str = "restore") -> Iterator[Path]:
+    """The folder as each kill left it, and, last, as it was left that was let be."""
+    command = [sys.executable, "-m", "tests.programs", program, str(shop)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout == "done\n", done.stdout + done.stderr
     found = sorted((path for path in shop.parent.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
@@ -103,3 +106,52 @@ def test_no_log_that_a_lost_database_left_is_applied_to_the_restored_one(shop: P
     (shop / "goosestack.db").unlink()
     assert admin.restore(shop / "goosestack.db", shop / "copy.db")["replaced"] is None
     assert balance(shop / "goosestack.db") == NEW
+
+
+# --- backup ---------------------------------------------------------------------------------------------------
+
+
+def test_whatever_looks_like_a_copy_is_one_and_the_next_backup_removes_the_rest_wherever_one_is_killed(
+    shop: Path,
+) -> None:
+    (shop / "copies").mkdir()
+    left = 0
+    for folder in killed_everywhere(shop, "back_up"):
+        copies = folder / "copies"
+        left += any(path.name.startswith(".") for path in copies.iterdir())
+        made = {path for path in copies.iterdir() if not path.name.startswith(".")}
+        made.add(Path(str(admin.backup(folder / "goosestack.db", copies, None)["file"])))
+        assert [balance(path) for path in made] == [OLD] * len(made)
+        assert set(copies.iterdir()) == made
+    assert left > 10
+
+
+def test_a_copy_that_is_still_being_written_is_not_taken_for_one_that_a_kill_left(shop: Path) -> None:
+    copies = shop / "copies"
+    copies.mkdir()
+    command = [sys.executable, "-m", "tests.programs", "pause_backup", str(shop)]
+    slow: list[subprocess.Popen[str]] = []
+    try:
+        for count in (1, 2):  # the second is not alone from its beginning
+            slow.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True))
+            assert os.WIFSTOPPED(os.waitpid(slow[-1].pid, os.WUNTRACED)[1])
+            assert len(list(copies.glob(".*.part"))) == count
+        for one in slow:
+            admin.backup(shop / "goosestack.db", copies, None)
+            one.send_signal(signal.SIGCONT)
+            assert one.communicate(timeout=60)[0] == "done\n"
+            assert one.returncode == 0
+    finally:
+        for one in slow:
+            one.kill()
+            one.communicate()
+    assert [balance(path) for path in copies.iterdir()] == [OLD] * 4
+
+
+def test_what_a_killed_copy_to_a_file_left_goes_with_the_next_one_and_nothing_else_does(shop: Path) -> None:
+    dead, other = shop / ".kept.db-20260101T000000000000Z.part", shop / ".other.db-20260101T000000000000Z.part"
+    dead.touch()
+    other.touch()
+    admin.backup(shop / "goosestack.db", shop / "kept.db", None)
+    assert balance(shop / "kept.db") == OLD
+    assert other.exists() and not dead.exists()

@@ -144,6 +144,32 @@ def test_no_start_on_an_address_that_the_machine_does_not_have_yet(folder: Path)
         ("OPENAI_BASE_URL", "file:///v1", "must be an http or https URL without a query"),
         ("OPENAI_BASE_URL", "https://x/v1?key=pw", "must be an http or https URL without a query"),
         ("OPENAI_BASE_URL", "http://[x/v1", "has a value that makes no sense"),
+        *(
+            (name, address, "names a host or a port that there cannot be")
+            for name, address in [
+                ("OPENAI_BASE_URL", "http://example:99999/v1"),
+                ("OPENAI_BASE_URL", "http://example:0/v1"),
+                ("OPENAI_BASE_URL", "http://example:http/v1"),
+                ("OPENAI_BASE_URL", "http://example:/v1"),
+                ("OPENAI_BASE_URL", "http://exa mple/v1"),
+                ("OPENAI_BASE_URL", "http://exämple/v1"),
+                ("OPENAI_BASE_URL", "http://exa%20mple/v1"),
+                ("OPENAI_BASE_URL", "http://a..b/v1"),
+                ("OPENAI_BASE_URL", "http://-a/v1"),
+                ("OPENAI_BASE_URL", f"http://{'a' * 64}/v1"),
+                ("OPENAI_BASE_URL", f"http://{'a.' * 127}example/v1"),
+                ("OPENAI_BASE_URL", "http://10.0.0.256/v1"),
+                ("ANTHROPIC_BASE_URL", "http://example:99999"),
+                ("PUBLIC_URL", "https://exa mple"),
+                ("NOTIFY_WEBHOOK_URL", "https://example:99999/notices"),
+                ("CHECKOUT_SUCCESS_URL", "https://exa mple/thanks"),
+                ("CORS_ALLOWED_ORIGINS", "https://x.example:99999"),
+            ]
+        ),
+        ("OPENAI_BASE_URL", "http://exa\tmple/v1", "must be printable ASCII without blanks"),
+        ("OPENAI_BASE_URL", "http://example/a b/v1", "must be printable ASCII without blanks"),
+        ("ANTHROPIC_BASE_URL", "https://example?", "must be an http or https URL without a query"),
+        ("CHECKOUT_SUCCESS_URL", "ftp://example", "must be an http or https URL"),
         ("CORS_ALLOWED_ORIGINS", "*,https://x.example", "must be * alone, or a list of origins"),
         (
             "CORS_ALLOWED_ORIGINS",
@@ -159,6 +185,21 @@ def test_a_bad_value_is_refused_by_the_name_of_its_setting(folder: Path, name: s
     with pytest.raises(Refusal) as refused:
         load({name: value}, folder)
     assert str(refused.value) == f"{name} {why}"
+
+
+@pytest.mark.parametrize(
+    "address",
+    """http://localhost:8000/v1 http://litellm_proxy/v1 http://127.0.0.1:1/v1 http://[::1]:65535/v1 http://[fe80::1]/v1
+    https://API.Example.com./v1 https://xn--exmple-cua.example/a/b/v1 https://1password.example/v1""".split(),
+)
+def test_an_address_that_can_be_called_is_taken_as_it_is(folder: Path, address: str) -> None:
+    assert load({"OPENAI_BASE_URL": address}, folder).openai_base_url == address
+
+
+def test_a_key_for_a_server_that_is_not_named_is_refused(folder: Path) -> None:
+    told = refusal(folder, {"LITELLM_API_KEY": "sk-canary"})
+    assert told == "LITELLM_API_KEY is set, and LITELLM_BASE_URL, where it would be sent to, is not"
+    assert load({"LITELLM_BASE_URL": "http://localhost:4000/v1"}, folder).litellm_api_key is None
 
 
 @pytest.mark.parametrize("userinfo", ["me:canary@", "me@", ":canary@", "@", ":@", "me%40x:canary@", "a@canary@"])
