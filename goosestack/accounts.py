@@ -83,6 +83,15 @@ def create_key(tx: Tx, user_id: str, name: str, now: str) -> dict[str, str]:
     return {"id": key_id, "api_key": key, "prefix": key[:12], "name": name}
 
 
+def add_key(tx: Tx, caller: Principal, name: str, now: str) -> dict[str, str] | None:
+    """A further key for a proven caller; None where it was a key that was revoked meanwhile. Raises as `create_key`."""
+    if caller.key_id is not None:
+        (revoked,) = tx.execute("SELECT revoked FROM api_keys WHERE id = ?", (caller.key_id,)).fetchone()
+        if revoked:
+            return None
+    return create_key(tx, caller.user_id, name, now)
+
+
 def sign_up(tx: Tx, email: str, name: str, now: str) -> dict[str, str]:
     """A new user with one key, whether the e-mail is known or not."""
     return create_key(tx, create_user(tx, email, now), name, now)

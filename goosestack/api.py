@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import csv
+import asyncio
 import hmac
-import io
 import ipaddress
 import unicodedata
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
 
 from goosestack import __version__, accounts, allowance, errors, meters, plans, pricing, usage
 from goosestack.accounts import Principal
-from goosestack.auth import credential
+from goosestack.auth import credential, identify
 from goosestack.gateway import Gateway, read_body
 from goosestack.limits import RateLimit
 from goosestack.plans import MOST_CENTS
@@ -34,7 +35,10 @@ PLAN = ("plan", "until", "quota", "used", "held", "remaining", "reset", "overage
 MOST_EMAIL = 254
 MOST_NAME = 100
 MOST_ROWS = 200
-MOST_CSV_ROWS = 100_000
+PAGE_ROWS = 500
+"""Of a table, which is made and sent page by page: about 100 KB."""
+STALLED_S = 30.0
+"""How long a table waits for a caller who does not read it."""
 NEW_KEYS_PER_HOUR = 60
 """For one user: keys have rate limits of their own, which making more of them must not void."""
 
@@ -49,6 +53,54 @@ class Health:
     """Where usage is reported."""
 
 
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def limited(endpoint: Endpoint) -> Endpoint:
+    """The endpoint, whose every answer tells what is left of the rate limit that it counted against, if it did: an
+    endpoint leaves the headers that say so in the request's state, as `limits`."""
+
+    async def call(request: Request) -> Response:
+        state = request.scope["state"]
+        try:
+            response = await endpoint(request)
+        except errors.Problem as problem:
+            problem.headers = {**state.get("limits", {}), **problem.headers}
+            raise
+        response.headers.update(state.get("limits", {}))
+        return response
+
+    return call
+
+
+class Table(StreamingResponse):
+    """CSV that is made while it is sent; `done` is called when it has ended, however."""
+
+    def __init__(self, pages: AsyncIterator[str], done: Callable[[], None], stalled_s: float = STALLED_S) -> None:
+        super().__init__(pages, media_type="text/csv")
+        self._done, self._stalled_s = done, stalled_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See `StreamingResponse`."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._done()
+
+    async def stream_response(self, send: Send) -> None:
+        """The same, but a caller who does not read is not waited for any longer: the answer ends without its last
+        chunk."""
+
+        async def patiently(message: Message) -> None:
+            async with asyncio.timeout(self._stalled_s):
+                await send(message)
+
+        try:
+            await super().stream_response(patiently)
+        except TimeoutError:
+            pass
+
+
 class Api:
     """The endpoints of one gateway, each a coroutine of a request."""
 
@@ -61,6 +113,7 @@ class Api:
     ) -> None:
         self._gateway, self._health, self._signups, self._admin_token = gateway, health, signups, admin_token
         self._new_keys = RateLimit(NEW_KEYS_PER_HOUR, 3600, "new-key")
+        self._reading_tables: set[str] = set()
 
     # --- open to all ---
 
@@ -70,14 +123,14 @@ class Api:
 
     async def models(self, request: Request) -> Response:
         """`GET /v1/models`: what is sold, in the one shape that both vendors' SDKs parse."""
-        await self._admit_stranger(request)
+        await self._admit_anyone(request)
         entries = [_model_entry(provider.name, model) for provider, model in self._sold()]
         ends = {"first_id": entries[0]["id"], "last_id": entries[-1]["id"]} if entries else {}
         return JSONResponse({"object": "list", "data": entries, "has_more": False, **ends})
 
     async def model(self, request: Request) -> Response:
         """`GET /v1/models/{id}`: one of them, also by an alias."""
-        await self._admit_stranger(request)
+        await self._admit_anyone(request)
         name = request.path_params["id"]
         target = self._gateway.upstreams.book.aliases.get(name, name)
         for provider, model in self._sold():
@@ -87,7 +140,7 @@ class Api:
 
     async def prices(self, request: Request) -> Response:
         """`GET /v1/pricing`: dollars per 1,000 tokens as decimal strings, the operator's markup included; limits."""
-        await self._admit_stranger(request)
+        await self._admit_anyone(request)
         today, terms = self._gateway.now()[:10], self._gateway.policy.terms
         return JSONResponse(
             {
@@ -103,8 +156,19 @@ class Api:
     def _sold(self) -> list[tuple[Provider, Model]]:
         return self._gateway.upstreams.sold(self._gateway.now()[:10])
 
+    async def _admit_anyone(self, request: Request) -> None:
+        """Count the request: for its key, or, where it has none that is valid, for its address."""
+        gateway = self._gateway
+        try:
+            caller = await identify(gateway.identifiers, request.scope["headers"])
+        except errors.Problem:
+            await self._admit_stranger(request)
+        else:
+            request.scope["state"]["limits"] = await gateway.admit(caller)
+
     async def _admit_stranger(self, request: Request) -> None:
-        await self._gateway.strangers.hit(request.scope["state"]["address"])
+        state = request.scope["state"]
+        state["limits"] = await self._gateway.strangers.hit(state["address"])
 
     # --- keys ---
 
@@ -114,8 +178,7 @@ class Api:
         gateway, now = self._gateway, self._gateway.now()
         caller = None
         if credential(request.scope["headers"]) is not None:
-            caller = await gateway.identify(request.scope)
-            await gateway.admit(caller)
+            caller = await self._caller(request)
         else:
             await self._admit_stranger(request)
             if self._signups is None:
@@ -125,9 +188,11 @@ class Api:
         if caller is not None:
             await self._new_keys.hit(caller.user_id)
             try:
-                made = await gateway.store.write(accounts.create_key, caller.user_id, name, now)
+                made = await gateway.store.write(accounts.add_key, caller, name, now)
             except accounts.AccountError as error:
                 raise errors.Invalid(reason=str(error)) from None
+            if made is None:
+                raise errors.NotAuthenticated()
         else:
             email = _email(body)
             assert self._signups is not None
@@ -193,9 +258,7 @@ class Api:
         start = since or datetime.fromisoformat(self._gateway.now()) - timedelta(days=30)
         store = self._gateway.store
         if query.get("format", "json") == "csv":
-            text, whole = await store.read(_csv, caller.user_id, start, until)
-            told = {} if whole else {"x-goosestack-truncated": str(MOST_CSV_ROWS)}
-            return Response(text, media_type="text/csv", headers=told)
+            return self._table(caller.user_id, start, until)
         if query.get("format", "json") != "json":
             raise errors.Invalid(reason="`format` must be json or csv", param="format")
         limit = _limit(query.get("limit", "20"))
@@ -206,6 +269,22 @@ class Api:
         until_pro = answer["pro_until"]
         answer["pro"] = isinstance(until_pro, str) and until_pro > self._gateway.now()
         return JSONResponse(answer)
+
+    def _table(self, user_id: str, start: datetime, until: datetime | None) -> Response:
+        """The settled requests of a time as CSV, in memory a page at a time; one table of a user at once."""
+        reading = self._reading_tables
+        if user_id in reading:
+            raise errors.TooManyInFlight(limit=1, headers={"retry-after": "5"})
+        reading.add(user_id)
+        end = datetime.fromisoformat(self._gateway.now()) if until is None else until
+        return Table(self._pages(user_id, start, end), lambda: reading.discard(user_id))
+
+    async def _pages(self, user_id: str, start: datetime, end: datetime) -> AsyncIterator[str]:
+        after, more = None, True
+        while more:
+            text, after = await self._gateway.store.read(usage.table, user_id, start, end, after, PAGE_ROWS)
+            yield text
+            more = after is not None
 
     async def holds(self, request: Request) -> Response:
         """`GET /v1/holds`: what is in flight for this user."""
@@ -223,7 +302,7 @@ class Api:
 
     async def _caller(self, request: Request) -> Principal:
         caller = await self._gateway.identify(request.scope)
-        await self._gateway.admit(caller)
+        request.scope["state"]["limits"] = await self._gateway.admit(caller)
         return caller
 
     async def _body(self, request: Request, known: set[str]) -> Body:
@@ -342,18 +421,6 @@ def _usage(
 
 def _usd(cents: int) -> str:
     return f"{cents // 100}.{cents % 100:02d}"
-
-
-def _csv(tx: Tx, user_id: str, start: datetime, until: datetime | None) -> tuple[str, bool]:
-    """The rows as text, and whether these are all; made in the reader's thread, where nobody waits for it."""
-    rows = usage.everything(tx, user_id, start, until, MOST_CSV_ROWS + 1)
-    whole = len(rows) <= MOST_CSV_ROWS
-    text = io.StringIO()
-    names = [*(name for name in usage.ROW if name not in ("cost_nanos", "shortfall")), "cost_usd", "shortfall_usd"]
-    writer = csv.DictWriter(text, names)
-    writer.writeheader()
-    writer.writerows({**row, "estimated": "true" if row["estimated"] else "false"} for row in rows[:MOST_CSV_ROWS])
-    return text.getvalue(), whole
 
 
 def _moment(query: dict[str, str], name: str) -> datetime | None:

@@ -25,18 +25,18 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Route
 
 from goosestack import __version__, admin, errors, ledger, plans as planning, pricing, wiring
-from goosestack.api import Api, Health
+from goosestack.api import Api, Health, limited
 from goosestack.auth import Identifier, Keys
 from goosestack.bidding import Policy
 from goosestack.billing import Billing, Shop
 from goosestack.cashier import Cashier, Sell
 from goosestack.config import Config, tokenizer_folder
-from goosestack.errors import Refusal
-from goosestack.front import Front, Problems, WireEndpoint, http_problem
+from goosestack.errors import Refusal, ShuttingDown, UpstreamCut
+from goosestack.front import ASGI, Front, Problems, Receive, Scope, Send, WireEndpoint, http_problem
 from goosestack.gateway import Gateway
 from goosestack.http import Client
 from goosestack.limits import RateLimit
-from goosestack.logs import Log
+from goosestack.logs import Log, ThreadedWriter
 from goosestack.meters import Meter
 from goosestack.metrics import Metrics
 from goosestack.notices import Notifier
@@ -145,10 +145,16 @@ class Jobs:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self._log_lines_lost = 0
 
     async def tick(self) -> None:
-        """Keep quiet streams alive, drop clients who stopped reading."""
-        self._parts.gateway.tick()
+        """Keep quiet streams alive, drop clients who stopped reading; tell of lines that the log has lost, every time
+        until one that says so is not lost itself."""
+        gateway = self._parts.gateway
+        gateway.tick()
+        if (lost := gateway.log.lost) > self._log_lines_lost:
+            self._log_lines_lost = lost
+            gateway.alert("log_lines_lost", lines=lost)
 
     async def journal(self) -> None:
         """Write down what the live relays would cost."""
@@ -214,11 +220,8 @@ async def running(config: Config) -> AsyncIterator[Parts]:
     if not config.db_path.absolute().parent.is_dir():
         raise Refusal(f"there is no folder {config.db_path.absolute().parent} for the database")
     refuse_if_exposed(config.db_path)
-    lock, metrics, log = (
-        Lock(config.db_path),
-        Metrics(),
-        Log(config.log_level, soon=asyncio.get_running_loop().call_soon),
-    )
+    lock, metrics, soon = Lock(config.db_path), Metrics(), asyncio.get_running_loop().call_soon
+    log = Log(config.log_level, ThreadedWriter(), soon)
     try:
         store, client, till = SqliteStore(config.db_path, on_commit=metrics.committed), None, None
         try:
@@ -239,6 +242,7 @@ async def running(config: Config) -> AsyncIterator[Parts]:
                 await client.close()
             await store.close()
     finally:
+        log.close()
         lock.release()
 
 
@@ -498,16 +502,16 @@ def create_app(parts: Parts) -> Front:
         allow_headers=["*"],
         expose_headers=EXPOSED,
     )
-    wires = {path: WireEndpoint(parts.gateway, wire) for wire in WIRES for path in _paths(wire)}
+    wires = {path: WireEndpoint(parts.gateway, wire) for wire in WIRES for path in _paths(wire.path)}
     mobile = mobile_chat_of(parts.gateway.upstreams, parts.config.chat_default_model, lambda: parts.gateway.now()[:10])
     wires[mobile_chat.ROUTE] = WireEndpoint(parts.gateway, mobile, mobile_chat.ROUTE)
     starlette = Starlette(
         routes=list(_routes(parts, wires)),
-        middleware=[*([cors] if origins else []), Middleware(Problems, gateway=parts.gateway)],
+        middleware=[*([cors] if origins else []), Middleware(Problems, gateway=parts.gateway), Middleware(cut)],
         exception_handlers={HTTPException: http_problem},
     )
     starlette.router.redirect_slashes = False  # it would answer with a URL made of whatever `Host` the caller sent
-    direct = {path: Problems(endpoint, parts.gateway) for path, endpoint in wires.items()}
+    direct = {path: Problems(cut(endpoint), parts.gateway) for path, endpoint in wires.items()}
     return Front(starlette, direct, parts.gateway)
 
 
@@ -532,14 +536,29 @@ def mobile_chat_of(upstreams: Upstreams, default: str | None, today: Callable[[]
     return wire
 
 
-def _paths(wire: Wire) -> list[str]:
-    return [f"{base}{wire.path}" for base in ("/v1", "", "/v1/v1")]
+def cut(inner: ASGI) -> ASGI:
+    """What is told to whoever still waits when a stop has been patient enough, and the server cancels the request."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await inner(scope, receive, send)
+        except asyncio.CancelledError:
+            if scope["state"]["status"]:
+                raise  # the answer has begun
+            sent = "relayed" in scope["state"]
+            raise UpstreamCut(detail="the gateway stopped") if sent else ShuttingDown() from None
+
+    return app
+
+
+def _paths(path: str) -> list[str]:
+    return [f"{base}{path}" for base in ("/v1", "", "/v1/v1")]
 
 
 def _routes(parts: Parts, wires: Mapping[str, WireEndpoint]) -> Sequence[BaseRoute]:
     routes: list[BaseRoute] = [Route(path, endpoint, methods=["POST"]) for path, endpoint in wires.items()]
     for method, path, name in ROUTES:
-        paths = [path, path.removeprefix("/v1")] if path.startswith("/v1/models") else [path]
+        paths = _paths(path.removeprefix("/v1")) if path.startswith("/v1/models") else [path]
         owner = parts.billing if path.startswith("/billing/") else parts.api
-        routes += [Route(each, getattr(owner, name), methods=[method]) for each in paths]
+        routes += [Route(each, limited(getattr(owner, name)), methods=[method]) for each in paths]
     return routes

@@ -29,6 +29,9 @@ KEEP_ALIVE_S = 75
 LINGER_S = 30.0
 """How long what still comes on a connection that we close is read, for nothing but that our answer arrives."""
 
+LAST_WORD_S = 1.0
+"""How long whoever is cut off by a stop has to read so."""
+
 
 def bind(host: str, port: int) -> socket.socket:
     """The socket to listen on. Raises NotYet where the address cannot be had: it may come up, or be left."""
@@ -104,6 +107,18 @@ class Server(uvicorn.Server):
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let everything end; what has not when patience is over is answered, and no connection is left open, whatever
+        its other side does: the event loop would wait for it as it closes."""
+        await super().shutdown(sockets)
+        connections = self.server_state.connections
+        end = asyncio.get_running_loop().time() + LAST_WORD_S
+        while connections and asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(0.05)
+        for connection in tuple(connections):
+            connection.transport.abort()
+        await asyncio.sleep(0)
 
     def _stop(self) -> None:
         patience = self._parts.config.drain_s if self._draining is None else 0
@@ -199,3 +214,9 @@ class Lingering(asyncio.Transport):
         self._transport.write_eof()
         protocol.flow.resume_reading()
         self._end = protocol.loop.call_later(LINGER_S, self._transport.close)
+
+    def abort(self) -> None:
+        """Close at once, whatever is unsent."""
+        if self._end is not None:
+            self._end.cancel()
+        self._transport.abort()

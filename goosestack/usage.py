@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import csv
+import io
 from datetime import datetime
 
 from goosestack.accounts import first_id
@@ -67,15 +68,26 @@ def recent(
     return [_shown(row) for row in rows]
 
 
-def everything(tx: Tx, user_id: str, since: datetime, until: datetime | None, most: int) -> list[dict[str, object]]:
-    """A user's settled requests of a time, the earliest first; at most `most`."""
-    rows: Iterator[tuple[object, ...]] = iter(
-        tx.execute(
-            f"{_SELECT} WHERE user_id = ? AND id >= ? AND id < ? AND status = 'settled' ORDER BY id LIMIT ?",
-            (user_id, _from(since), _to(until), most),
-        )
-    )
-    return [_shown(row) for row in rows]
+COLUMNS = (*(name for name in ROW if name not in ("cost_nanos", "shortfall")), "cost_usd", "shortfall_usd")
+"""Of a request in a table: the names of what is shown."""
+
+
+def table(
+    tx: Tx, user_id: str, since: datetime, until: datetime, after: str | None, limit: int
+) -> tuple[str, str | None]:
+    """A page of a user's settled requests of a time as CSV, the earliest first, and what the next one comes `after`,
+    None for the last. The first one (`after` is None) begins with the names of the columns."""
+    rows = tx.execute(
+        f"{_SELECT} WHERE user_id = ? AND id >= ? AND id < ? AND id > ? AND status = 'settled' ORDER BY id LIMIT ?",
+        (user_id, _from(since), _to(until), after or "", limit),
+    ).fetchall()
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS)
+    if after is None:
+        writer.writeheader()
+    for row in map(_shown, rows):
+        writer.writerow({**row, "estimated": "true" if row["estimated"] else "false"})
+    return text.getvalue(), str(rows[-1][0]) if len(rows) == limit else None
 
 
 def held(tx: Tx, user_id: str) -> list[dict[str, object]]:

@@ -228,10 +228,21 @@ def test_a_key_that_is_revoked_while_its_request_arrives_buys_nothing_more(world
     assert world.upstream.dispatches(start) == world.rows(alice) == []
 
 
-def half_sent(connection: HTTPConnection, key: str, body: object) -> bytes:
-    """Send a chat request but for the end of its body, which is the answer."""
+def test_a_key_that_is_revoked_while_its_request_arrives_makes_no_other(world: World) -> None:
+    alice = world.customer(0)
+    phone = sign_up(world, {"name": "phone"}, alice.key).json()["api_key"]
+    with closing(connect(world)) as connection:
+        rest = half_sent(connection, alice.key, {"name": "for afterwards"}, "/v1/keys")
+        world.verb("key_revoke", key=alice.key_id)
+        connection.send(rest)
+        assert connection.getresponse().status == 401
+    assert [key["name"] for key in usage_of(world, phone)["api_keys"]] == ["test", "phone"]
+
+
+def half_sent(connection: HTTPConnection, key: str, body: object, path: str = "/v1/chat/completions") -> bytes:
+    """Send a request but for the end of its body, which is the answer."""
     data = json.dumps(body).encode()
-    connection.putrequest("POST", "/v1/chat/completions")
+    connection.putrequest("POST", path)
     for name, value in (("authorization", f"Bearer {key}"), ("content-type", "application/json")):
         connection.putheader(name, value)
     connection.putheader("content-length", str(len(data)))

@@ -64,8 +64,9 @@ def test_models_have_the_one_shape_that_both_sdks_parse(world: World) -> None:
         assert model["owned_by"] in ("openai", "anthropic")  # the providers that this world has a key of
         assert model["max_input_tokens"] > 0 and model["max_tokens"] >= 0
     assert ask(world, "GET", "/v1/models?limit=1000&after_id=x").json() == listed
-    assert ask(world, "GET", "/models").json() == listed
-    assert ask(world, "GET", f"/v1/models/{ids[0]}").json() == listed["data"][0]
+    for base in ("/v1", "", "/v1/v1"):
+        assert ask(world, "GET", f"{base}/models").json() == listed
+        assert ask(world, "GET", f"{base}/models/{ids[0]}").json() == listed["data"][0]
 
 
 def test_an_author_and_model_with_a_slash_is_one_model(folder: Path) -> None:

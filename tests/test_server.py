@@ -8,7 +8,7 @@ import json
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -131,6 +131,31 @@ def test_whoever_closes_afterwards_may_send_all_of_what_is_refused_unread(mallor
     for _ in range(5):
         (reply,) = answered(mallory.world, start, iter([b"x" * 65_536] * 320))
         assert_error(reply, "openai", 404)
+
+
+def test_a_stop_ends_in_time_and_tells_so_whoever_is_not_done_and_never_hangs_up(folder: Path) -> None:
+    world = World.create(folder, DRAIN_S="0")
+    with Mallory(world) as mallory, ExitStack() as stack:
+        host, _, port = world.url.removeprefix("http://").partition(":")
+        waiting = []
+        for path in (CHAT, MESSAGES, "/v1/keys"):
+            connection = stack.enter_context(closing(socket.create_connection((host, int(port)), timeout=30)))
+            connection.sendall(head(mallory, path, "Content-Length: 100", "Expect: 100-continue"))
+            assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"  # it waits for the body
+            waiting.append((connection, {CHAT: "openai", MESSAGES: "anthropic"}.get(path, "ours")))
+        world.daemon.program.process.send_signal(signal.SIGTERM)
+        for connection, dialect in waiting:
+            received = b""
+            while data := connection.recv(65_536):
+                received += data
+            (reply,) = replies_in(received)
+            assert_error(reply, dialect, 503)
+            assert reply.message == "The gateway is restarting; try again in a moment."
+        assert world.daemon.program.stop(patience_s=10) == 0
+        answers = [json.loads(line) for line in world.daemon.program.text().splitlines() if '"answer"' in line]
+        assert [line["status"] for line in answers] == [503] * 3
+        world.daemon.start()
+    world.close()
 
 
 def test_a_stop_does_not_wait_for_whoever_goes_on_sending(tight: Mallory) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -112,6 +113,46 @@ def test_a_stranger_is_counted_once_however_many_addresses_it_has(metered: Mallo
             told_to_wait(reply, dialect(path, {}))
     assert statuses.count(429) in (19, 20) and 429 not in statuses[:20]
     assert metered.ask("/v1/usage", None, {"x-forwarded-for": ADDRESSES[how](0)}, method="GET").status == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/gpt-4o-mini", "/v1/pricing"])
+def test_who_has_a_key_asks_also_for_what_is_open_by_that_key(metered: Mallory, path: str) -> None:
+    address = {"x-forwarded-for": f"198.51.100.{20 + len(path)}"}
+    for _ in range(20):  # by whoever else is behind this address, with no key, or with one that is none
+        assert metered.ask(path, None, address, method="GET", key=None).status == 200
+    for nobody in (None, "gsk_" + "A" * 44, "' OR 1=1 --"):
+        assert metered.ask(path, None, address, method="GET", key=nobody).status == 429
+    for left in (19, 18, 17):
+        reply = metered.ask(path, None, address, method="GET")
+        assert (reply.status, reply.headers["x-ratelimit-remaining-requests"]) == (200, str(left))
+
+
+def test_every_route_that_is_limited_tells_what_is_left(metered: Mallory) -> None:
+    address = {"x-forwarded-for": "198.51.100.60"}
+    asked: list[tuple[str, str, dict[str, object] | None, int]] = [
+        ("GET", "/v1/models", None, 200),
+        ("GET", "/v1/models/none", None, 404),
+        ("GET", "/v1/pricing", None, 200),
+        ("GET", "/v1/usage", None, 200),
+        ("GET", "/v1/usage?format=csv", None, 200),
+        ("GET", "/v1/usage?limit=0", None, 400),
+        ("GET", "/v1/keys", None, 200),
+        ("POST", "/v1/keys", {"name": "more"}, 201),
+        ("POST", "/v1/keys", {"nickname": "more"}, 400),
+        ("DELETE", "/v1/keys/key_none", None, 404),
+        ("GET", "/v1/holds", None, 200),
+        ("DELETE", "/v1/holds/req_none", None, 404),
+    ]
+    for turn, (method, path, sent, status) in enumerate(asked):
+        reply = metered.ask(path, sent, address, method=method)
+        assert reply.status == status, path
+        assert reply.headers["x-ratelimit-limit-requests"] == "20"
+        assert reply.headers["x-ratelimit-remaining-requests"] == str(19 - turn), path
+        assert re.fullmatch(r"\d+s", reply.headers["x-ratelimit-reset-requests"])
+        if status == 201:
+            metered.secrets.append(reply.json["api_key"])
+    for path in ("/v1/models", "/v1/models/none", "/v1/pricing"):
+        assert "x-ratelimit-remaining-requests" in metered.ask(path, None, address, method="GET", key=None).headers
 
 
 def test_sign_ups_from_one_network_are_bounded_and_so_are_their_rows(metered: Mallory) -> None:

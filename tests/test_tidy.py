@@ -73,6 +73,7 @@ FAMILIES: Mapping[str, tuple[tuple[str, ...], ...]] = {
 
 LONG_FILES: Mapping[str, str] = {
     "goosestack/cli.py": "every command, each a few lines",
+    "goosestack/app.py": "the whole wiring: every route, every job, every part",
     "goosestack/relay.py": "the life of a hold, top to bottom",
     "goosestack/ledger.py": "the heart in one piece: verbs and their check",
     "goosestack/pricing.py": "the price book, its two formulas and the reading of prices.toml",
