@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from goosestack import accounts, allowance, inbox, ledger, meters, plans as planning
-from goosestack.cashier import Cashier, CashierError
+from goosestack.cashier import Cashier, CashierError, Unreachable
 from goosestack.errors import Refusal, StoreUnavailable
 from goosestack.gateway import Gateway
 from goosestack.plans import Plans
@@ -38,6 +38,10 @@ _MOST_TEXT = 500
 
 class VerbError(Exception):
     """A verb could not be done; the text says why."""
+
+
+class NotNow(VerbError):
+    """It could not be done just now: what is in the way passes by itself."""
 
 
 class Admin:
@@ -62,6 +66,8 @@ class Admin:
         _refuse_unfit(dict(args))
         try:
             return await method(self, **args)
+        except Unreachable as error:
+            raise NotNow(str(error)) from error
         except (
             accounts.AccountError,
             ledger.LedgerError,
@@ -320,7 +326,7 @@ async def _reply(admin: Admin, line: bytes) -> dict[str, Answer]:
         asked = json.loads(line)
         return {"answer": await admin.call(asked["verb"], asked["args"])}
     except VerbError as error:
-        return {"error": str(error)}
+        return {"error": str(error), "passes": isinstance(error, NotNow)}
     except (ValueError, KeyError, TypeError) as error:
         return {"error": f"not a verb that can be run: {type(error).__name__}"}
 
@@ -393,7 +399,7 @@ async def _ask_daemon(database: Path, verb: str, args: Mapping[str, Any]) -> Ans
         raise asyncio.IncompleteReadError(line, None)
     reply = json.loads(line)
     if "error" in reply:
-        raise VerbError(reply["error"])
+        raise (NotNow if reply.get("passes") else VerbError)(reply["error"])
     return reply["answer"]
 
 

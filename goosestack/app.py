@@ -24,7 +24,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Route
 
-from goosestack import __version__, admin, errors, ledger, plans as planning, pricing, wiring
+from goosestack import __version__, admin, errors, inbox, ledger, plans as planning, pricing, wiring
 from goosestack.api import Api, Health, limited
 from goosestack.auth import Identifier, Keys
 from goosestack.bidding import Policy
@@ -99,6 +99,7 @@ JOBS: tuple[tuple[str, float], ...] = (
     ("top_up", 5.0),
     ("deliver", 2.0),
     ("watch_balances", 30.0),
+    ("forget", 3600.0),
 )
 """What runs every so many seconds beside the requests: methods of `Jobs`. Each sink has a `Meter` besides."""
 
@@ -191,6 +192,12 @@ class Jobs:
         """Look for balances that have become low."""
         if self._parts.notifier is not None:
             await self._parts.notifier.watch_balances()
+
+    async def forget(self) -> None:
+        """Forget what Stripe's events said a month ago, and what else is of no use any more."""
+        parts = self._parts
+        while await parts.store.write(inbox.forget, parts.gateway.now()):
+            pass
 
     async def every(self, name: str, seconds: float) -> None:
         """Run one of them forever; a failure is logged, and the next turn comes."""
@@ -452,7 +459,12 @@ def shop_of(config: Config) -> Shop:
         raise Refusal(f"STRIPE_SECRET_KEY is set, so buyers need to be sent somewhere: set PUBLIC_URL or {missing[0]}")
     success, cancel, portal = (url or "" for url in pages.values())
     return Shop(
-        terms=Terms(live, config.stripe_pro_price_id, notify=config.notify_webhook_url is not None),
+        terms=Terms(
+            live,
+            config.stripe_pro_price_id,
+            notify=config.notify_webhook_url is not None,
+            pro_grace_s=config.pro_grace_hours * 3_600,
+        ),
         topups={topup.cents: topup.cents + topup.bonus for topup in config.topups},
         secrets=config.stripe_webhook_secret or (),
         success_url=success,

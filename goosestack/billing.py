@@ -8,8 +8,9 @@ webhook, and no checkout either.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -22,6 +23,7 @@ from goosestack.gateway import Gateway, read_body
 from goosestack.ledger import LedgerError
 from goosestack.limits import RateLimit
 from goosestack.payments import Payment, PaymentError, Terms
+from goosestack.relay import Limits
 from goosestack.store import Tx
 from goosestack.stripe_facts import Event, News, Unreadable
 from goosestack.till import Till, TillError
@@ -32,6 +34,13 @@ MOST_WEBHOOK_BYTES = 256 * 1024
 MOST_PAYMENTS = 100
 PRO_CENTS = 1_000
 """A month of Pro, where the operator has named no price of Stripe's."""
+
+WEBHOOKS = Limits(max_body_bytes=MOST_WEBHOOK_BYTES, body_budget_bytes=16 * 1024 * 1024, body_timeout_s=10)
+"""Webhooks have room of their own, and little time: nobody has proved anything while one is read."""
+MOST_OF_ADDRESS = 2 * 1024 * 1024
+"""Bytes of webhooks that one address may have on their way."""
+WELL_FORMED = re.compile(r"(?=(?:.*,)?t=\d{1,12}(?:,|$))(?=(?:.*,)?v1=[0-9a-f]{64}(?:,|$))[ -~]{1,2048}", re.ASCII)
+"""A signature that may hold; any other is refused without reading what it would have signed."""
 
 OPENINGS_PER_MINUTE = 5
 """Of one user: what makes us ask Stripe."""
@@ -54,6 +63,30 @@ class Shop:
 
 
 @dataclass(slots=True)
+class Door:
+    """The room for webhooks' bodies (`gateway.Room`), in which each address has its share."""
+
+    limits: Limits = WEBHOOKS
+    body_bytes: int = 0
+    bodies: dict[str, int] = field(default_factory=dict)
+
+    def take_body(self, owner: str, size: int) -> None:
+        """Count a piece of an address's body. Raises Overloaded where it has no room."""
+        share = self.bodies.get(owner, 0) + size
+        if share > MOST_OF_ADDRESS or self.body_bytes + size > self.limits.body_budget_bytes:
+            raise errors.Overloaded(headers={"retry-after": "2"})
+        self.body_bytes += size
+        self.bodies[owner] = share
+
+    def give_body(self, owner: str, size: int) -> None:
+        """Let go of what was taken."""
+        self.body_bytes -= size
+        self.bodies[owner] = self.bodies.get(owner, 0) - size
+        if not self.bodies[owner]:
+            del self.bodies[owner]
+
+
+@dataclass(slots=True)
 class Billing:
     """The endpoints, each a coroutine of a request. `till` is None where nothing is sold."""
 
@@ -62,6 +95,7 @@ class Billing:
     till: Till | None
     openings: RateLimit = field(default_factory=lambda: RateLimit(OPENINGS_PER_MINUTE, 60, "opening"))
     failures: RateLimit = field(default_factory=lambda: RateLimit(FAILURES_PER_MINUTE, 60, "webhook"))
+    door: Door = field(default_factory=Door)
     busy: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
     """One purchase of a user at a time, so that two do not ask Stripe for the same."""
 
@@ -72,7 +106,7 @@ class Billing:
         "session_id"}`."""
         caller = await self._caller(request)
         self._sells()
-        body = await self._body(request, {"type", "amount"})
+        body = await self._body(request, caller, {"type", "amount"})
         kind = fields.string(body, "type")
         if kind not in ("credits", "pro"):
             raise errors.Invalid(reason="`type` must be credits or pro", param="type")
@@ -80,7 +114,7 @@ class Billing:
         if kind == "pro" and "amount" in body:
             raise errors.Invalid(reason="`amount` is for credits: Pro has its own price", param="amount")
         key = _idempotency_key(request)
-        if kind == "pro" and await self.gateway.store.read(subscriptions.running, caller.user_id, self.gateway.now()):
+        if kind == "pro" and await self.gateway.store.read(subscriptions.running, caller.user_id):
             raise errors.Invalid(
                 reason="you have Pro already; `GET /billing/portal` is where to change it", param="type"
             )
@@ -115,8 +149,8 @@ class Billing:
             found = await till.create_checkout(checkout_params(payment, customer, self.shop), payment.id)
             id, url, ends = str(found["id"]), str(found["url"]), int(found["expires_at"])
         except (TillError, KeyError, ValueError, TypeError) as error:
-            if isinstance(error, TillError) and error.certain:
-                await store.write(payments.given_up, payment.id, str(error), self.shop.terms, now)
+            if not isinstance(error, TillError) or error.spent:
+                await store.write(_not_opened, payment.id, self.shop.terms, now)
             self.gateway.alert("stripe", doing="checkout", error=str(error))
             raise errors.TillUnavailable() from None
         await store.write(payments.opened, payment.id, id, url, subscriptions.iso(ends), now)
@@ -125,15 +159,20 @@ class Billing:
         return opened
 
     async def customer(self, user_id: str) -> str:
-        """The user's id at Stripe, made now where there is none. It is never looked for by e-mail: anyone may have
-        given any."""
+        """The user's id at Stripe, made now where there is none, or where the operator has deleted it there. It is
+        never looked for by e-mail: anyone may have given any."""
         store = self.gateway.store
+        till = self._sells()
         known, email = await store.read(payments.customer_of, user_id)
-        if known is not None:
+        if known is not None and not await till.is_deleted(known):
             return known
         params = {"metadata": {"user": user_id}, **({"email": email} if email else {})}
-        made = await self._sells().create_customer(params, f"customer-{user_id}")
-        return await store.write(payments.set_customer, user_id, made)
+        if known is None:
+            made = await till.create_customer(params, f"customer-{user_id}")
+            return await store.write(payments.set_customer, user_id, made)
+        made = await till.create_customer(params, f"customer-{user_id}-after-{known}")
+        self.gateway.alert("stripe", doing="customer", error=f"{known} was deleted at Stripe; {user_id} is {made} now")
+        return await store.write(inbox.replace_customer, user_id, known, made)
 
     async def portal(self, request: Request) -> Response:
         """`GET /billing/portal` -> `{"url"}`: where a customer changes cards and subscriptions."""
@@ -158,7 +197,7 @@ class Billing:
         """`POST /billing/auto-topup` `{"enabled": true, "below": 500, "amount": 1000, "daily_cap": 5000}`, in cents."""
         caller = await self._caller(request)
         till, store, now = self._sells(), self.gateway.store, self.gateway.now()
-        body = await self._body(request, {"enabled", "below", "amount", "daily_cap"})
+        body = await self._body(request, caller, {"enabled", "below", "amount", "daily_cap"})
         if not isinstance(body.get("enabled"), bool):
             raise errors.Invalid(reason="`enabled` must be true or false", param="enabled")
         if body["enabled"] is False:
@@ -189,25 +228,45 @@ class Billing:
         """`POST /billing/webhook`: the signature first; then the event and its effect in one transaction; then 200."""
         if self.till is None or not self.shop.secrets:
             raise errors.NotFound(path=request.url.path)
+        address = request.scope["state"]["address"]
         try:
-            raw = await read_body(self.gateway, request.scope, request.receive, MOST_WEBHOOK_BYTES)
-            self.gateway.give_body("", len(raw))
-            headers = request.headers.getlist("stripe-signature")
-            if len(headers) != 1 or not self.till.verified(raw, headers[0], self.shop.secrets):
-                raise Unreadable("no signature that holds")
-            event, text = stripe_facts.open_event(raw), raw.decode()
-        except (errors.Overloaded, errors.ShuttingDown):
+            if self.failures.spent(address):
+                raise Unreadable("too many failures")
+            event, text = await self._verified(request, address)
+        except (errors.Overloaded, errors.ShuttingDown) as problem:
+            problem.headers["connection"] = "close"
             raise  # it may well be a good one: Stripe sends it again
-        except (errors.Problem, Unreadable, UnicodeDecodeError):
-            await self.failures.hit(request.scope["state"]["address"])
-            raise errors.NotAccepted() from None
+        except (errors.Problem, Unreadable):
+            headers = {"connection": "close"}  # what was not read is not waited for
+            try:
+                await self.failures.hit(address)
+            except errors.RateLimited as limited:
+                limited.headers |= headers
+                raise
+            raise errors.NotAccepted(headers=headers) from None
         if event.type in stripe_facts.EVENTS:
             await self.take(event, text)
         return JSONResponse({"received": True})
 
+    async def _verified(self, request: Request, address: str) -> tuple[Event, str]:
+        """The event, once its signature holds, and its body. Raises Unreadable or a Problem."""
+        assert self.till is not None
+        headers = request.headers.getlist("stripe-signature")
+        if len(headers) != 1 or WELL_FORMED.fullmatch(headers[0]) is None:
+            raise Unreadable("no signature")
+        raw = await read_body(self.door, request.scope, request.receive, MOST_WEBHOOK_BYTES, address)
+        self.door.give_body(address, len(raw))
+        if not self.till.verified(raw, headers[0], self.shop.secrets):
+            raise Unreadable("no signature that holds")
+        try:
+            return stripe_facts.open_event(raw), raw.decode()
+        except UnicodeDecodeError as error:
+            raise Unreadable("no UTF-8") from error
+
     async def take(self, event: Event, body: str) -> str:
-        """Take an event whose origin is proved; see `inbox.receive`. One that cannot be understood, or whose effect the
-        books do not allow, is kept for review: sending it again would not help."""
+        """Take an event whose origin is proved; see `inbox.receive`. One that cannot be understood, or whose effect
+        fails, is kept for review: sending it again would not help, and Stripe gives up an endpoint that always fails.
+        Raises StoreUnavailable."""
         store, terms, now = self.gateway.store, self.shop.terms, self.gateway.now()
         news: Sequence[News] = ()
         try:
@@ -215,6 +274,12 @@ class Billing:
             outcome = await store.write(inbox.receive, event, news, body, terms, now)
         except (Unreadable, LedgerError) as error:
             outcome = await store.write(inbox.keep_for_review, event, body, str(error), terms, now)
+        except errors.Problem:
+            raise
+        except Exception as error:  # ours, or an object that nobody foresaw; its text may not be fit to be written
+            reason = f"its effect failed: {type(error).__name__}"
+            self.gateway.alert("fault", error=type(error).__name__, event_id=event.id)
+            outcome = await store.write(inbox.keep_for_review, event, body, reason, terms, now)
         if outcome == "review":
             self.gateway.alert("payment_review", event_id=event.id, event_type=event.type)
         return outcome
@@ -241,9 +306,9 @@ class Billing:
         await self.gateway.admit(caller)
         return caller
 
-    async def _body(self, request: Request, known: set[str]) -> Body:
-        raw = await read_body(self.gateway, request.scope, request.receive, MOST_BODY_BYTES)
-        self.gateway.give_body("", len(raw))
+    async def _body(self, request: Request, caller: Principal, known: set[str]) -> Body:
+        raw = await read_body(self.gateway, request.scope, request.receive, MOST_BODY_BYTES, caller.user_id)
+        self.gateway.give_body(caller.user_id, len(raw))
         body = fields.parse(raw)
         if unknown := set(body) - known:
             raise errors.Invalid(reason=f"unknown field `{min(unknown)[:64]}`", param=min(unknown)[:64])
@@ -280,6 +345,13 @@ def checkout_params(payment: Payment, customer: str, shop: Shop) -> dict[str, An
         "allow_promotion_codes": False,
         **more,
     }
+
+
+def _not_opened(tx: Tx, payment_id: str, terms: Terms, now: str) -> None:
+    """Stripe has refused a checkout, and would refuse it again under this id: the next try makes another purchase, also
+    under the same `Idempotency-Key`. Nobody has tried to pay, so nobody is told."""
+    tx.execute("DELETE FROM payment_requests WHERE payment_id = ?", (payment_id,))
+    payments.given_up(tx, payment_id, "not_opened", replace(terms, notify=False), now)
 
 
 def _listing(tx: Tx, user_id: str) -> dict[str, object]:

@@ -1,7 +1,7 @@
 """The command line: the daemon, and the operator's verbs.
 
-Exit codes: 0 done; 1 the verb was refused or something is wrong; 75 something is in use, try again; 78 the
-configuration or the database does not allow a start, and will not by itself.
+Exit codes: 0 done; 1 the verb was refused or something is wrong; 75 something is in use or out of reach, try again; 78
+the configuration or the database does not allow a start, and will not by itself.
 """
 
 from __future__ import annotations
@@ -325,7 +325,7 @@ def _asked(config: Config, verb: str, args: Mapping[str, object]) -> Any:
             return asyncio.run(admin.call(config.db_path, verb, args, app.utc_now, plans, cashier))
     except admin.VerbError as error:
         click.echo(f"goosestack: {error}", err=True)
-        sys.exit(1)
+        sys.exit(EXIT_NOT_YET if isinstance(error, admin.NotNow) else 1)
 
 
 def _say_alert(kind: str, **facts: object) -> None:
@@ -477,7 +477,9 @@ def stripe_setup(again: bool, as_json: bool) -> None:
 @stripe_group.command("reconcile")
 @JSON
 def stripe_reconcile(as_json: bool) -> None:
-    """Pull what Stripe has since the last run. Exit code 1 where anything differed or waits for review."""
+    """Pull what Stripe has since the last run.
+
+    Exit code 0 where nothing differed, 1 where anything did or waits for review, 75 where Stripe could not be asked."""
     done = ask("stripe_reconcile")
     lines = [*done["changes"], *(f"review: {each}" for each in done["review"])]
     lines.append(f"{done['objects']} objects, {len(done['changes'])} differences, {len(done['review'])} to review")
@@ -486,10 +488,10 @@ def stripe_reconcile(as_json: bool) -> None:
 
 
 @stripe_group.command("reviews")
-@click.option("--done", "event", metavar="EVENT", help="This event has been looked at.")
+@click.option("--done", "event", metavar="EVENT", help="This has been looked at.")
 @JSON
 def stripe_reviews(event: str | None, as_json: bool) -> None:
-    """List the events that did not fit the books, and granted nothing."""
+    """List what did not fit the books, and granted nothing: events (evt_), and what reconcile found (rev_)."""
     if event is not None:
         ask("stripe_reviewed", event=event)
     found = ask("stripe_reviews")

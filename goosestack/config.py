@@ -361,6 +361,9 @@ class Config:
     stripe_pro_price_id: str | None = option(
         "Billing", None, _stripe_price, "The monthly price of Pro at Stripe; without it, $10 a month."
     )
+    pro_grace_hours: int = option(
+        "Billing", "3", _integer(0, 720), "How long Pro outlasts a paid period while its subscription goes on."
+    )
     stripe_api_base: str | None = option("Billing", None, _url, "Another address of Stripe, for tests.")
     topups: tuple[Topup, ...] = option(
         "Billing", "1000,2500,5000,10000", _topups, "Amounts of credits that are sold, in cents; 5000+250 adds a bonus."

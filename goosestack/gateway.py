@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from goosestack import bidding, errors, ledger, plans
 from goosestack.accounts import Principal, pro_until
@@ -22,7 +22,7 @@ from goosestack.limits import RateLimit
 from goosestack.payers import Funding, Payer, Shortage
 from goosestack.plan_table import PlanTable
 from goosestack.plans import Plans
-from goosestack.relay import Desk, Relay
+from goosestack.relay import Desk, Limits, Relay
 from goosestack.store import Tx
 from goosestack.stream import Deadline
 from goosestack.wire import Call, Wire, body as fields
@@ -177,6 +177,8 @@ async def relay(gateway: Gateway, wire: Wire, scope: Scope, receive: Receive) ->
     payers = gateway.payers(caller)
     if own_key is None and not wire.free:
         _require_funds_for_large(gateway, payers, scope)
+    else:
+        _require_no_debt(gateway, payers)
     raw = await read_body(gateway, scope, receive, owner=caller.user_id)
     try:
         call = await _parse(wire, raw, own_key=own_key is not None)
@@ -236,15 +238,36 @@ def _require_funds_for_large(gateway: Gateway, payers: Sequence[Payer], scope: S
         raise refusal
 
 
-async def read_body(
-    gateway: Gateway, scope: Scope, receive: Receive, most: int | None = None, owner: str = ""
-) -> bytes:
+def _require_no_debt(gateway: Gateway, payers: Sequence[Payer]) -> None:
+    """Whoever owes is admitted nowhere, also where nothing would be held."""
+    for payer in payers:
+        found = gateway.store.peek(payer.look)
+        if found.debt:
+            raise payer.refuse(Shortage(0, max(0, found.available), None, found.debt))
+
+
+class Room(Protocol):
+    """Where bodies count while they are read."""
+
+    limits: Limits
+    body_bytes: int
+
+    def take_body(self, owner: str, size: int) -> None:
+        """Count a piece of a body. Raises Overloaded where it has no room."""
+        ...
+
+    def give_body(self, owner: str, size: int) -> None:
+        """Let go of what was taken."""
+        ...
+
+
+async def read_body(room: Room, scope: Scope, receive: Receive, most: int | None = None, owner: str = "") -> bytes:
     """The request's body, which counts against the budget until its relay lets it go. Never reads more than may be:
     `most` bytes, or what a model's request may have."""
-    limits = gateway.limits
+    limits = room.limits
     most = limits.max_body_bytes if most is None else most
     length = _check_headers(scope, most)
-    if gateway.body_bytes + length > limits.body_budget_bytes:
+    if room.body_bytes + length > limits.body_budget_bytes:
         raise errors.Overloaded(headers={"retry-after": "2"})
     pieces: list[bytes] = []
     size, more = 0, True
@@ -257,12 +280,12 @@ async def read_body(
             piece = message.get("body", b"")
             if size + len(piece) > most:
                 raise errors.BodyTooLarge(limit=most, headers={"connection": "close"})
-            gateway.take_body(owner, len(piece))
+            room.take_body(owner, len(piece))
             size += len(piece)
             pieces.append(piece)
             more = message.get("more_body", False)
     except BaseException as error:
-        gateway.give_body(owner, size)
+        room.give_body(owner, size)
         if isinstance(error, asyncio.CancelledError) and deadline.struck:
             raise errors.BodyNotRead(headers={"connection": "close"}) from None
         raise

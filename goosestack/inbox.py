@@ -7,11 +7,12 @@ same way.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 
 from goosestack import payments, subscriptions
-from goosestack.notices import tell
+from goosestack.notices import later, tell
 from goosestack.payments import Payment, Review, Terms
 from goosestack.store import Tx
 from goosestack.stripe_facts import (
@@ -26,6 +27,10 @@ from goosestack.stripe_facts import (
     Refund,
     Subscription,
 )
+
+KEPT_S = 30 * 86_400
+"""How long things are kept that only repetitions need: Stripe tells of an event for three days, and lists it for 30."""
+MOST_FORGOTTEN = 500
 
 
 @dataclass(slots=True)
@@ -83,17 +88,36 @@ def _store(tx: Tx, event: Event, body: str, status: str, reason: str, terms: Ter
     return status
 
 
-def absorb(tx: Tx, news: Iterable[News], terms: Terms, now: str) -> tuple[Touched, list[str]]:
-    """Keep what was pulled from Stripe, without computing anything yet: what it concerns, and what needs a person."""
+def absorb(
+    tx: Tx, news: Iterable[News], terms: Terms, now: str, made: Mapping[str, int] | None = None
+) -> tuple[Touched, list[str]]:
+    """Keep what was pulled from Stripe, without computing anything yet: what it concerns, and what needs a person.
+    `made` is when Stripe made what it is about (Unix seconds, by id)."""
     touched, doubts = Touched(), []
     for each in news:
+        tx.execute("SAVEPOINT absorbed")
         try:
             if isinstance(each, Checkout | Intent):
-                _adopt(tx, each, terms, now)
+                created = None if made is None else made.get(each.id)
+                _adopt(tx, each, terms, now if created is None else subscriptions.iso(created))
             _note(tx, each, touched, terms, now)
         except Review as review:
+            tx.execute("ROLLBACK TO absorbed")  # what does not fit is not adopted either
             doubts.append(str(review))
+        tx.execute("RELEASE absorbed")
     return touched, doubts
+
+
+def doubt(tx: Tx, reason: str, terms: Terms, now: str) -> bool:
+    """Keep a doubt that no event bears, as a row that is reviewed like one; whether it is new. What was looked at once
+    is not brought up again."""
+    known = tx.execute(
+        "SELECT 1 FROM stripe_events WHERE reason = ? AND status IN ('review', 'reviewed')", (reason,)
+    ).fetchone()
+    if known is not None:
+        return False
+    event = Event(f"rev_{sha256(reason.encode()).hexdigest()[:24]}", "reconcile", 0, terms.livemode, {})
+    return _store(tx, event, "", "review", reason, terms, now) == "review"
 
 
 def refold(tx: Tx, touched: Touched, terms: Terms, now: str) -> tuple[list[str], list[str]]:
@@ -107,6 +131,7 @@ def _note(tx: Tx, news: News, touched: Touched, terms: Terms, now: str) -> None:
     """Keep one piece of news, and add what it concerns. Raises Review before anything of it is kept."""
     payment: Payment | None = None
     subscription: str | None = None
+    news = _as_of_now(tx, news)
     match news:
         case Checkout():
             payment = payments.note_checkout(tx, news, now)
@@ -133,9 +158,10 @@ def _refold(tx: Tx, touched: Touched, terms: Terms, now: str) -> list[payments.C
     return changes + [subscriptions.refold(tx, each, terms, now) for each in sorted(touched.subscriptions)]
 
 
-def _adopt(tx: Tx, news: Checkout | Intent, terms: Terms, now: str) -> None:
+def _adopt(tx: Tx, news: Checkout | Intent, terms: Terms, created_at: str) -> None:
     """Make the row of a purchase that our books have lost (they were restored from an older backup), from what we had
-    told Stripe of it. Only for what was pulled with our own key."""
+    told Stripe of it, as of when it was made there. Only for what was pulled with our own key. An automatic top-up that
+    is found so is never charged: it has no attempt (see `autotopup`)."""
     told = news.metadata
     id, user_id, kind = told.get("payment"), told.get("user"), told.get("kind")
     ours = kind in ("credits", "pro") and news.reference == id if isinstance(news, Checkout) else kind == "auto"
@@ -148,9 +174,31 @@ def _adopt(tx: Tx, news: Checkout | Intent, terms: Terms, now: str) -> None:
     if known is None or not all(text.isascii() and text.isdigit() and len(text) < 12 for text in amounts):
         raise Review(f"there is no payment {id}, and it cannot be made again")
     amount, granted = map(int, amounts)
-    payments.add(tx, user_id, str(kind), amount, granted, told.get("price") or None, terms, now, id)
+    payments.add(tx, user_id, str(kind), amount, granted, told.get("price") or None, terms, created_at, id)
     if payments.user_of_customer(tx, news.customer) is None:
         payments.set_customer(tx, user_id, news.customer)
+
+
+def replace_customer(tx: Tx, user_id: str, deleted: str, made: str) -> str:
+    """The user has another customer at Stripe, since the old one was deleted there: what is still told of that is the
+    user's too."""
+    changed = tx.execute(
+        "UPDATE users SET stripe_customer_id = ? WHERE id = ? AND stripe_customer_id = ?", (made, user_id, deleted)
+    ).rowcount
+    if changed:
+        tx.execute("INSERT INTO former_customers VALUES (?, ?)", (deleted, user_id))
+    return payments.set_customer(tx, user_id, made)
+
+
+def _as_of_now(tx: Tx, news: News) -> News:
+    """The same, of the customer that was made instead where its own was deleted."""
+    if not isinstance(news, Checkout | Intent | Invoice | Subscription):
+        return news
+    row = tx.execute(
+        "SELECT u.stripe_customer_id FROM former_customers f JOIN users u ON u.id = f.user_id WHERE f.customer = ?",
+        (news.customer,),
+    ).fetchone()
+    return news if row is None else replace(news, customer=row[0])
 
 
 def to_review(tx: Tx) -> list[dict[str, object]]:
@@ -169,3 +217,20 @@ def reviewed(tx: Tx, event_id: str) -> bool:
         ).rowcount
         == 1
     )
+
+
+def forget(tx: Tx, now: str) -> int:
+    """Forget what is of no use any more: what events said that were taken long ago (there are names in it), requests
+    under an idempotency key, notices that were delivered. What needs a person is kept. How many rows; not all of them
+    at once, since other writers wait."""
+    before = later(now, -KEPT_S)
+    changed = 0
+    for sql in (
+        "UPDATE stripe_events SET body = '' WHERE id IN (SELECT id FROM stripe_events WHERE received_at < ?"
+        " AND body <> '' AND status <> 'review' LIMIT ?)",
+        "DELETE FROM payment_requests WHERE (user_id, key) IN (SELECT user_id, key FROM payment_requests"
+        " WHERE created_at < ? LIMIT ?)",
+        "DELETE FROM notices WHERE id IN (SELECT id FROM notices WHERE delivered_at < ? LIMIT ?)",
+    ):
+        changed += tx.execute(sql, (before, MOST_FORGOTTEN)).rowcount
+    return changed

@@ -82,6 +82,10 @@ class RateLimit:
         self.requests = requests
         self.window_s = max(1, round(window_s))
 
+    def spent(self, name: str) -> bool:
+        """Whether one more would be refused; counts nothing."""
+        return not self._limiter.test(self._item, name)
+
     async def hit(self, name: str) -> dict[str, str]:
         """Count one request; the `x-ratelimit-*` headers that tell what is left. Raises RateLimited with them."""
         admitted = self._limiter.hit(self._item, name)

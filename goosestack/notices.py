@@ -48,13 +48,13 @@ def tell(tx: Tx, kind: str, data: dict[str, object], now: str) -> None:
 def tell_of_low_balances(tx: Tx, below: int, now: str) -> int:
     """Tell once of every user whose balance in cents has fallen below so much; again once it had been above it."""
     tx.execute(
-        "DELETE FROM low_balances WHERE account_id IN (SELECT id FROM accounts WHERE balance >= ?)",
+        "DELETE FROM low_balances WHERE (SELECT a.balance FROM accounts a WHERE a.id = account_id) >= ?",
         (below,),
     )
     rows = tx.execute(
         "SELECT a.id, a.user_id, a.balance FROM accounts a WHERE a.unit = 'usd_cents' AND a.ref = '' AND a.balance < ?"
         " AND NOT EXISTS (SELECT 1 FROM low_balances l WHERE l.account_id = a.id)"
-        " AND EXISTS (SELECT 1 FROM entries e WHERE e.account_id = a.id) ORDER BY a.id",
+        " AND EXISTS (SELECT 1 FROM entries e WHERE e.account_id = a.id) ORDER BY a.balance, a.id",
         (below,),
     ).fetchall()
     for account_id, user_id, balance in rows:

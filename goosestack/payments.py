@@ -1,7 +1,7 @@
 """What customers buy: our own row of each purchase, and what Stripe said of it, folded into what it is worth.
 
 A purchase is a row of `payments` before Stripe hears of it; its id (`pay_`) is the client reference and the idempotency
-key there. What Stripe says is kept as *facts*, a set; a payment's standing is a pure function of that set, so that the
+key there. What Stripe says is kept as a set (`facts`); a payment's standing is a pure function of that set, so that the
 order of events, their repetition, and what is still missing cannot change where it ends. Each fact that comes computes
 it again, and the ledger brings what was posted for the payment to what it is worth now. Amounts are cents.
 """
@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import NamedTuple
 
 from goosestack import ledger
 from goosestack.accounts import new_id
+from goosestack.facts import Fact, disputes, facts_about, keep, keep_first, keep_page, page_about, refunds
 from goosestack.notices import later, tell
 from goosestack.store import Tx
 from goosestack.stripe_facts import Charged, Checkout, Dispute, Intent, Refund
@@ -42,6 +42,8 @@ class Terms:
     livemode: bool
     pro_price: str | None = None
     notify: bool = False
+    pro_grace_s: int = 0
+    """How long Pro lasts beyond a paid period while its subscription goes on: an invoice takes its time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,35 +83,6 @@ def find(tx: Tx, column: str, value: str | None) -> Payment | None:
     return None if row is None else Payment(*row)
 
 
-# --- facts ----------------------------------------------------------------------------------------------------
-
-
-class Fact(NamedTuple):
-    """Something that Stripe said: `name` of `object`, which concerns `about` (our payment, or one of Stripe's ids)."""
-
-    about: str
-    name: str
-    object: str
-    amount: int = 0
-    at: int = 0
-    detail: str = ""
-
-
-def keep(tx: Tx, *facts: Fact) -> None:
-    """Add to the set."""
-    for fact in facts:
-        tx.execute("INSERT INTO stripe_facts VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", fact)
-
-
-def facts_about(tx: Tx, abouts: Iterable[str | None]) -> list[Fact]:
-    """The facts that concern any of these."""
-    found: list[Fact] = []
-    for about in sorted({each for each in abouts if each is not None}):
-        rows = tx.execute("SELECT about, name, object, amount, at, detail FROM stripe_facts WHERE about = ?", (about,))
-        found += [Fact(*row) for row in rows.fetchall()]
-    return found
-
-
 # --- the fold -------------------------------------------------------------------------------------------------
 
 
@@ -124,9 +97,6 @@ class Standing:
     refunded: int = 0
     disputed: int = 0
     failure: str | None = None
-    receipt_url: str | None = None
-    kind: str = "topup"
-    """Of the entry that a difference makes."""
     doubt: str | None = None
     """What a person must look at."""
 
@@ -136,7 +106,7 @@ def fold(amount: int, granted: int, facts: Iterable[Fact]) -> Standing:
     that none is left of a payment that went back whole."""
     known = set(facts)
     refunded = refunds(known)
-    disputed, doubt = disputes(known)
+    disputed, doubt = disputes(known, CURRENCY)
     names = {fact.name for fact in known}
     back = min(amount, refunded + disputed)
     paid = "paid" in names
@@ -147,41 +117,14 @@ def fold(amount: int, granted: int, facts: Iterable[Fact]) -> Standing:
     elif paid and refunded:
         status = "refunded" if refunded >= amount else "partly_refunded"
     failures = sorted(fact.detail for fact in known if fact.name == "failed" and fact.detail)
-    receipts = sorted(fact.detail for fact in known if fact.name == "receipt")
     return Standing(
         status=status,
         target=target,
         refunded=min(amount, refunded),
         disputed=disputed,
         failure=failures[-1] if failures and status == "failed" else None,
-        receipt_url=receipts[-1] if receipts else None,
-        kind="reversal" if names & {"withdrawn", "lost"} else "refund" if names & {"refunded", "refund"} else "topup",
         doubt=doubt,
     )
-
-
-def refunds(facts: Iterable[Fact]) -> int:
-    """What was refunded in all. A charge tells the sum so far, refunds tell of themselves, and one that failed is in
-    the sums that were told before it did: whichever of the two ways shows more is right, since the other lacks some."""
-    failed = {fact.object: fact.amount for fact in facts if fact.name == "refund_failed"}
-    each = {fact.object: fact.amount for fact in facts if fact.name == "refund" and fact.object not in failed}
-    told = max((fact.amount for fact in facts if fact.name == "refunded"), default=0)
-    return max(sum(each.values()), told - sum(failed.values()), 0)
-
-
-def disputes(facts: Iterable[Fact]) -> tuple[int, str | None]:
-    """What disputes have taken, and what is doubtful about them. Money that was withdrawn is gone until it is
-    reinstated or the dispute is won; where one was lost and won, it counts as lost until somebody has looked."""
-    taken, doubt = 0, None
-    for dispute in sorted({fact.object for fact in facts if fact.name == "opened"}):
-        about = [fact for fact in facts if fact.object == dispute]
-        states = {fact.name for fact in about}
-        back = states & {"won", "reinstated"}
-        if "lost" in states and back:
-            doubt = f"the dispute {dispute} was lost and its money came back"
-        if "lost" in states or ("withdrawn" in states and not back):
-            taken += max(fact.amount for fact in about)
-    return taken, doubt
 
 
 # --- purchases ------------------------------------------------------------------------------------------------
@@ -221,7 +164,7 @@ def begin(
     ).fetchone()
     payment = add(tx, user_id, kind, amount, granted, price_id, terms, now) if row is None else Payment(*row)
     if key is not None:
-        tx.execute("INSERT INTO payment_requests VALUES (?, ?, ?)", (user_id, key, payment.id))
+        tx.execute("INSERT INTO payment_requests VALUES (?, ?, ?, ?)", (user_id, key, payment.id, now))
     return payment
 
 
@@ -334,6 +277,8 @@ def _expected(tx: Tx, payment: Payment, news: Checkout) -> list[Expectation]:
         ("livemode", int(news.livemode), payment.livemode),
         ("customer", news.customer, customer or ""),
     ]
+    if payment.kind != "pro":
+        found.append(("subscription", news.subscription, None))
     if news.state not in ("open", "expired") and payment.price_id is None:
         found += [
             ("amount_total", news.amount, payment.amount),
@@ -386,12 +331,16 @@ def note_money(tx: Tx, news: Charged | Refund | Dispute) -> Payment | None:
     it was, since that may come later."""
     match news:
         case Charged():
-            keep(tx, *([Fact(news.intent, "refunded", news.id, news.refunded)] if news.refunded else []))
-            keep(tx, *([Fact(news.intent, "receipt", news.id, detail=news.receipt_url)] if news.receipt_url else []))
+            if news.refunded:
+                keep_first(tx, Fact(news.intent, "refunded", news.id, news.refunded, news.at))
+            keep_page(tx, news.intent, news.id, news.receipt_url, news.at)
         case Refund():
-            keep(tx, Fact(news.intent, "refund_failed" if news.failed else "refund", news.id, news.amount))
+            keep(tx, Fact(news.intent, "refund", news.id, news.amount, news.created))
+            if news.failed_at is not None:
+                keep_first(tx, Fact(news.intent, "refund_failed", news.id, news.amount, news.failed_at))
         case Dispute():
-            keep(tx, *(Fact(news.intent, state, news.id, news.amount) for state in sorted(news.states)))
+            facts = (Fact(news.intent, state, news.id, news.amount, detail=news.currency) for state in news.states)
+            keep(tx, *sorted(facts))
     return find(tx, "intent_id", news.intent)
 
 
@@ -413,7 +362,7 @@ def refold(tx: Tx, payment_id: str, terms: Terms, now: str) -> Change:
     posted = 0
     if payment.kind != "pro" and (standing.status in PAID or ledger.has_due(tx, payment.id)):
         account_id = ledger.open_account(tx, payment.user_id, "usd_cents", now)
-        kind = standing.kind if ledger.has_due(tx, payment.id) else "topup"
+        kind = _kind(payment, standing) if ledger.has_due(tx, payment.id) else "topup"
         before = ledger.target_of(tx, payment.id)
         ledger.bring(tx, account_id, kind, payment.id, standing.target, now)
         posted = standing.target - before
@@ -422,7 +371,7 @@ def refold(tx: Tx, payment_id: str, terms: Terms, now: str) -> Change:
         " receipt_url = coalesce(?, receipt_url), updated_at = ? WHERE id = ?",
         (
             *(standing.status, standing.refunded, standing.disputed, standing.failure),
-            *(standing.receipt_url, now, payment.id),
+            *(page_about(tx, payment.intent_id), now, payment.id),
         ),
     )
     if standing.status != payment.status:
@@ -430,6 +379,13 @@ def refold(tx: Tx, payment_id: str, terms: Terms, now: str) -> Change:
     if posted == 0 and standing.status == payment.status:
         return Change(doubt=standing.doubt)
     return Change(f"{payment.id}: {payment.status} -> {standing.status}, {posted:+d} cents", standing.doubt)
+
+
+def _kind(before: Payment, standing: Standing) -> str:
+    """Of the entry that a difference makes: by what has changed."""
+    if standing.disputed != before.disputed:
+        return "reversal"
+    return "refund" if standing.refunded != before.refunded else "topup"
 
 
 def _tell_of(tx: Tx, payment: Payment, standing: Standing, terms: Terms, now: str) -> None:

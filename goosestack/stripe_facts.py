@@ -15,6 +15,9 @@ import msgspec
 
 Object: TypeAlias = Mapping[str, Any]
 
+LATEST = 1 << 33
+"""Times are before this one, in the year 2242: what is added to one can still be written."""
+
 
 class Unreadable(ValueError):
     """An object that is not as Stripe describes it; the text says in what."""
@@ -57,22 +60,25 @@ class Intent:
 
 @dataclass(frozen=True, slots=True)
 class Charged:
-    """A charge (`ch_`) that succeeded; `refunded` is the sum of its refunds so far."""
+    """A charge (`ch_`) that succeeded; `refunded` is the sum of its refunds up to a time (Unix seconds)."""
 
     id: str
     intent: str
     refunded: int
+    at: int
     receipt_url: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Refund:
-    """A refund (`re_`); one that failed gave nothing back."""
+    """A refund (`re_`), made at a time; one that failed gave nothing back. Times are Unix seconds."""
 
     id: str
     intent: str
     amount: int
-    failed: bool
+    created: int
+    failed_at: int | None
+    """When it was told to have failed, at the latest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,7 @@ class Dispute:
     id: str
     intent: str
     amount: int
+    currency: str
     states: frozenset[str]
     """Of `opened`, `withdrawn`, `reinstated`, `won`, `lost`."""
 
@@ -113,6 +120,8 @@ class Invoice:
     intent: str | None
     url: str | None
     created: int
+    at: int
+    """When it was so (Unix seconds)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +195,14 @@ def _count(found: Object, name: str) -> int:
     return value
 
 
+def _time(found: Object, name: str) -> int:
+    """Unix seconds, in years that a date can be written in."""
+    value = found.get(name)
+    if type(value) is not int or not 0 <= value < LATEST:
+        raise Unreadable(f"`{name}` is no time")
+    return value
+
+
 def _flag(found: Object, name: str) -> bool:
     value = found.get(name)
     if value is True or value is False:
@@ -232,7 +249,7 @@ def open_event(body: bytes) -> Event:
 def event_of(found: Object) -> Event:
     """An event as the API lists it."""
     about = _inner(_inner(found, "data"), "object")
-    return Event(_text(found, "id"), _text(found, "type"), _count(found, "created"), _flag(found, "livemode"), about)
+    return Event(_text(found, "id"), _text(found, "type"), _time(found, "created"), _flag(found, "livemode"), about)
 
 
 _CHECKOUTS = {
@@ -279,7 +296,7 @@ def read(event: Event) -> Sequence[News]:
     if kind in _DISPUTES:
         return (_dispute(about, _DISPUTES[kind]),)
     if kind == "invoice.payment_failed":
-        return _invoice(about, "failed")
+        return _invoice(about, "failed", event.created)
     if kind.startswith("customer.subscription."):
         return (_subscription(about, event.created, ended=kind.endswith(".deleted"), pulled=False),)
     return read_object(about, event.created)
@@ -292,15 +309,15 @@ def read_object(about: Object, at: int) -> Sequence[News]:
             return (_checkout(about, None),)
         case "payment_intent":
             charge = about.get("latest_charge")
-            return (_intent(about), *(_charge(charge) if isinstance(charge, Mapping) else ()))
+            return (_intent(about), *(_charge(charge, at) if isinstance(charge, Mapping) else ()))
         case "charge":
-            return _charge(about)
+            return _charge(about, at)
         case "refund":
-            return _refund(about)
+            return _refund(about, at)
         case "dispute":
             return (_dispute(about, "opened"),)
         case "invoice":
-            return _invoice(about, None)
+            return _invoice(about, None, at)
         case "invoice_payment":
             return _paying(about)
         case "subscription":
@@ -317,7 +334,11 @@ def _of_kind(found: Object, kind: str) -> Object:
 def _checkout(found: Object, state: str | None) -> Checkout:
     _of_kind(found, "checkout.session")
     status, payment_status = _text(found, "status"), _text(found, "payment_status")
-    paid = payment_status in ("paid", "no_payment_required")
+    if payment_status not in ("paid", "unpaid", "no_payment_required"):
+        raise Unreadable("`payment_status` is unknown")
+    paid = payment_status != "unpaid"
+    if payment_status == "no_payment_required" and found.get("amount_total") != 0:
+        raise Unreadable("no payment was required of what is not free")
     if state is None:
         state = ("paid" if paid else "unpaid") if status == "complete" else status
     elif state == "paid" and not paid:
@@ -357,19 +378,19 @@ def _intent(found: Object) -> Intent:
     )
 
 
-def _charge(found: Object) -> Sequence[Charged]:
+def _charge(found: Object, at: int) -> Sequence[Charged]:
     _of_kind(found, "charge")
     intent = _link(found, "payment_intent")
     if intent is None or _text(found, "status") == "failed":
         return ()
-    return (Charged(_text(found, "id"), intent, _count(found, "amount_refunded"), _url(found, "receipt_url")),)
+    return (Charged(_text(found, "id"), intent, _count(found, "amount_refunded"), at, _url(found, "receipt_url")),)
 
 
-def _refund(found: Object) -> Sequence[Refund]:
+def _refund(found: Object, at: int) -> Sequence[Refund]:
     _of_kind(found, "refund")
-    intent = _link(found, "payment_intent")
-    failed = _text(found, "status") in ("failed", "canceled")
-    return () if intent is None else (Refund(_text(found, "id"), intent, _count(found, "amount"), failed),)
+    intent, created = _link(found, "payment_intent"), _time(found, "created")
+    failed_at = max(at, created) if _text(found, "status") in ("failed", "canceled") else None
+    return () if intent is None else (Refund(_text(found, "id"), intent, _count(found, "amount"), created, failed_at),)
 
 
 def _dispute(found: Object, state: str) -> Dispute:
@@ -378,17 +399,16 @@ def _dispute(found: Object, state: str) -> Dispute:
     intent = _link(found, "payment_intent")
     if intent is None:
         raise Unreadable("a dispute of no payment")
-    amounts = [
-        each.get("amount") for each in _items({"moves": {"data": found.get("balance_transactions", [])}}, "moves")
-    ]
+    moves = found.get("balance_transactions")
+    amounts = [each.get("amount") for each in _items({"moves": {"data": [] if moves is None else moves}}, "moves")]
     states = {"opened", state}
     states |= {"withdrawn" for amount in amounts if isinstance(amount, int) and amount < 0}
     states |= {"reinstated" for amount in amounts if isinstance(amount, int) and amount > 0}
     states |= {_text(found, "status")} & {"won", "lost"}
-    return Dispute(_text(found, "id"), intent, _count(found, "amount"), frozenset(states))
+    return Dispute(_text(found, "id"), intent, _count(found, "amount"), _text(found, "currency"), frozenset(states))
 
 
-def _invoice(found: Object, state: str | None) -> Sequence[News]:
+def _invoice(found: Object, state: str | None, at: int) -> Sequence[News]:
     _of_kind(found, "invoice")
     details = _inner(_inner(found, "parent"), "subscription_details") or _inner(found, "subscription_details")
     subscription = _link(details, "subscription") or _link(found, "subscription")
@@ -409,7 +429,8 @@ def _invoice(found: Object, state: str | None) -> Sequence[News]:
             metadata=_metadata(details),
             intent=next((intent for intent in intents if intent is not None), None),
             url=_url(found, "hosted_invoice_url"),
-            created=_count(found, "created"),
+            created=_time(found, "created"),
+            at=at,
         ),
     )
 
@@ -422,7 +443,7 @@ def _line(found: Object) -> Line | None:
     amount = found.get("amount")
     if type(amount) is not int:
         raise Unreadable("a line without an amount")
-    return Line(price, amount, _text(found, "currency"), _count(_inner(found, "period"), "end"))
+    return Line(price, amount, _text(found, "currency"), _time(_inner(found, "period"), "end"))
 
 
 def _paying(found: Object) -> Sequence[Paying]:
@@ -435,7 +456,7 @@ def _subscription(found: Object, at: int, *, ended: bool, pulled: bool) -> Subsc
     _of_kind(found, "subscription")
     ended_at = found.get("ended_at")
     if ended_at is not None:
-        ended_at = _count(found, "ended_at")
+        ended_at = _time(found, "ended_at")
     elif ended:
         ended_at = at
     return Subscription(

@@ -2,8 +2,9 @@
 
 The same as with payments: facts are a set, and what follows from them is a pure function. A subscription counts up to
 the furthest end of a period that was paid at the right price, or up to its own end where that came sooner. A user's
-`pro_until` is the furthest of all of theirs, so that the end of an old one never shortens a new one. Which price means
-what is asked in one place (`prices`), for whoever sells more than one plan.
+`pro_until` is the furthest of all of theirs, so that the end of an old one never shortens a new one; one that goes on
+counts a little longer (`Terms.pro_grace_s`), since Stripe asks for the next period an hour after it has begun. Which
+price means what is asked in one place (`prices`), for whoever sells more than one plan.
 """
 
 from __future__ import annotations
@@ -13,19 +14,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from goosestack.accounts import set_paid_pro
-from goosestack.notices import tell
+from goosestack.facts import Fact, disputes, facts_about, keep, keep_page, refunds
+from goosestack.notices import later, tell
 from goosestack.payments import (
     CURRENCY,
     Change,
-    Fact,
     Payment,
     Review,
     Terms,
-    disputes,
-    facts_about,
     find,
-    keep,
-    refunds,
     user_of_customer,
 )
 from goosestack.store import Tx
@@ -34,8 +31,18 @@ from goosestack.stripe_facts import Invoice, Line, Paying, Subscription
 OVER = ("canceled", "unpaid", "paused", "incomplete_expired")
 """Statuses in which a subscription is worth nothing from then on. `past_due` is none of them: what was paid is paid."""
 
+CURRENT = ("active", "trialing")
+"""Statuses in which the next period is expected to be paid: the grace is theirs. Of `past_due` it is known that it was
+not."""
+
+RUNNING = (*CURRENT, "past_due")
+"""Statuses in which Stripe goes on asking for money, so that another subscription would be paid for twice."""
+
 _LIFE = ("incomplete", "trialing", "active", "past_due", "unpaid", "paused", "incomplete_expired", "canceled")
 """Of two statuses in the same second, the later in life is the later one."""
+
+PULLED = "pulled"
+"""The object of a status that we asked for, rather than were told of."""
 
 AD_HOC = "ad-hoc"
 """The price of a subscription that was sold at an amount of ours, where the operator has named no price of Stripe's."""
@@ -62,10 +69,24 @@ def fold(facts: Iterable[Fact], prices: frozenset[str]) -> Subscribed:
     ended = min((fact.amount for fact in known if fact.name == "ended"), default=None)
     told = max((fact for fact in known if fact.name == "status"), key=_moment, default=None)
     status = "canceled" if ended is not None else told.detail if told is not None else "active" if until else "new"
-    over = ended if ended is not None else told.at if told is not None and told.detail in OVER else None
+    if status == "incomplete" and until is not None:
+        status = "active"  # its first invoice is paid, whatever else we were not told
+    over = ended if ended is not None else _over_since(known)
     if until is not None and over is not None:
         until = min(until, over)
     return Subscribed(status, None if furthest is None else furthest.detail, until)
+
+
+def _over_since(facts: set[Fact]) -> int | None:
+    """Since when it has been worth nothing, by its statuses; None where it is worth something. A status that we looked
+    at again and again has its first time in `amount`."""
+    since: int | None = None
+    for fact in sorted((fact for fact in facts if fact.name == "status"), key=_moment, reverse=True):
+        if fact.detail not in OVER:
+            return since if since is None else max(since, fact.at)
+        first = fact.amount if fact.object == PULLED else fact.at
+        since = first if since is None else min(since, first)
+    return since
 
 
 def _moment(fact: Fact) -> tuple[int, int]:
@@ -101,7 +122,8 @@ def _owner(tx: Tx, subscription: str, customer: str | None, payment_id: str | No
     """Whose subscription it is: the customer's, and the same user's who bought it; None where it is none of ours.
     Raises Review where the two differ."""
     user_id = user_of_customer(tx, customer)
-    payment = find(tx, "id", payment_id) or find(tx, "subscription_id", subscription)
+    named, linked = find(tx, "id", payment_id), find(tx, "subscription_id", subscription)
+    payment = named or linked
     if payment is None:
         if user_id is None and str(payment_id).startswith("pay_"):
             raise Review(f"there is no payment {payment_id}")
@@ -110,6 +132,8 @@ def _owner(tx: Tx, subscription: str, customer: str | None, payment_id: str | No
         raise Review(f"{payment.id}: customer is {customer}, and should be another")
     if int(livemode) != payment.livemode or payment.kind != "pro":
         raise Review(f"{payment.id}: {subscription} is no subscription that was sold")
+    if payment.subscription_id not in (None, subscription) or linked not in (None, payment):
+        raise Review(f"{payment.id}: {subscription} is not the subscription that was sold")
     return user_id
 
 
@@ -147,9 +171,10 @@ def note_invoice(tx: Tx, news: Invoice, terms: Terms, now: str) -> str | None:
             raise Review(f"{payment.id}: {news.id} is not for what was sold")
         keep(
             tx,
-            Fact(news.subscription, "invoice", news.id, news.amount_paid, news.created, news.url or ""),
+            Fact(news.subscription, "invoice", news.id, news.amount_paid, news.created),
             *(Fact(news.subscription, "period", news.id, line.until, detail=price) for line, price in periods if price),
         )
+        keep_page(tx, news.subscription, news.id, news.url, news.at)
     if news.intent is not None:
         keep(tx, Fact(news.id, "intent", news.intent))
     _remember(tx, news.subscription, user_id, named, now)
@@ -184,13 +209,27 @@ def note_subscription(tx: Tx, news: Subscription, now: str) -> str | None:
     user_id = _owner(tx, news.id, news.customer, named, news.livemode)
     if user_id is None:
         return None
-    if news.pulled:  # the latest look at it says all that those before did
-        tx.execute("DELETE FROM stripe_facts WHERE about = ? AND name = 'status' AND object = 'pulled'", (news.id,))
-    keep(tx, Fact(news.id, "status", "pulled" if news.pulled else news.id, at=news.at, detail=news.status))
+    if news.pulled:
+        _look(tx, news)
+    else:
+        keep(tx, Fact(news.id, "status", news.id, at=news.at, detail=news.status))
     if news.ended_at is not None:
         keep(tx, Fact(news.id, "ended", news.id, news.ended_at))
     _remember(tx, news.id, user_id, named, now)
     return news.id
+
+
+def _look(tx: Tx, news: Subscription) -> None:
+    """Keep what a look at it found: one that finds it as the last did says since when, and until when, it was so."""
+    where = "about = ? AND name = 'status' AND object = ?"
+    last = tx.execute(
+        f"SELECT amount, at, detail FROM stripe_facts WHERE {where} ORDER BY at DESC LIMIT 1", (news.id, PULLED)
+    ).fetchone()
+    first = news.at
+    if last is not None and last[2] == news.status:
+        first = last[0]
+        tx.execute(f"DELETE FROM stripe_facts WHERE {where} AND at = ?", (news.id, PULLED, last[1]))
+    keep(tx, Fact(news.id, "status", PULLED, first, news.at, news.status))
 
 
 def of_invoice(tx: Tx, invoice: str) -> str | None:
@@ -221,8 +260,11 @@ def refold(tx: Tx, subscription: str, terms: Terms, now: str) -> Change:
         "UPDATE subscriptions SET price_id = ?, status = ?, until = ?, updated_at = ? WHERE id = ?",
         (stands.price, stands.status, paid, now, subscription),
     )
-    (furthest,) = tx.execute("SELECT max(until) FROM subscriptions WHERE user_id = ?", (user_id,)).fetchone()
-    set_paid_pro(tx, user_id, furthest)
+    rows = tx.execute(
+        "SELECT status, until FROM subscriptions WHERE user_id = ? AND until IS NOT NULL", (user_id,)
+    ).fetchall()
+    ends = [later(end, terms.pro_grace_s) if state in CURRENT else end for state, end in rows]
+    set_paid_pro(tx, user_id, max(ends, default=None))
     if (stands.status, paid) == (status, until):
         return Change()
     return Change(f"{subscription}: {status} -> {stands.status}, paid until {paid or 'never'}")
@@ -233,17 +275,18 @@ def iso(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
 
 
-def running(tx: Tx, user_id: str, now: str) -> bool:
+def running(tx: Tx, user_id: str) -> bool:
     """Whether the user has a subscription that goes on, so that another would be paid for twice."""
-    rows = tx.execute("SELECT status, until FROM subscriptions WHERE user_id = ?", (user_id,)).fetchall()
-    return any(status not in (*OVER, "new") and (until is None or until > now) for status, until in rows)
+    rows = tx.execute("SELECT status FROM subscriptions WHERE user_id = ?", (user_id,)).fetchall()
+    return any(status in RUNNING for (status,) in rows)
 
 
 def invoices(tx: Tx, user_id: str) -> list[dict[str, object]]:
     """What the user has paid for subscriptions: `id`, `type`, `status`, `amount_cents`, `receipt_url`, `created_at`."""
     rows = tx.execute(
-        "SELECT DISTINCT f.object, f.amount, f.detail, f.at FROM stripe_facts f JOIN subscriptions s ON s.id = f.about"
-        " WHERE s.user_id = ? AND f.name = 'invoice' ORDER BY f.at DESC, f.object",
+        "SELECT f.object, max(f.amount), p.url, max(f.at) FROM subscriptions s"
+        " JOIN stripe_facts f ON f.about = s.id AND f.name = 'invoice' LEFT JOIN stripe_pages p ON p.object = f.object"
+        " WHERE s.user_id = ? GROUP BY f.object ORDER BY 4 DESC, 1",
         (user_id,),
     ).fetchall()
     return [
@@ -252,7 +295,7 @@ def invoices(tx: Tx, user_id: str) -> list[dict[str, object]]:
             "type": "pro",
             "status": "paid",
             "amount_cents": amount,
-            "receipt_url": url or None,
+            "receipt_url": url,
             "created_at": iso(at),
         }
         for invoice, amount, url, at in rows

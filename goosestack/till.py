@@ -6,7 +6,7 @@ key; ours are the ids of our own rows, so that a call is the same one also after
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from goosestack.http import FAILURES, session_for
@@ -32,14 +32,31 @@ SOURCES: Mapping[str, Mapping[str, Any]] = {
 }
 """What can be pulled, in the order in which it is best understood, and how it is asked for."""
 
+PATHS: Mapping[str, str] = {
+    "checkouts": "/v1/checkout/sessions",
+    "intents": "/v1/payment_intents",
+    "refunds": "/v1/refunds",
+    "disputes": "/v1/disputes",
+    "subscriptions": "/v1/subscriptions",
+    "invoices": "/v1/invoices",
+    "events": "/v1/events",
+}
+
+PAGE = 50
+"""Objects of one page: reading them keeps requests waiting for a few milliseconds."""
+
 
 class TillError(Exception):
-    """Stripe could not be asked, or refused; the text says why, without any secret. `param` is what it refused."""
+    """Stripe could not be asked, or refused; the text says why, without any secret.
 
-    def __init__(self, text: str, code: str | None = None, param: str | None = None, *, certain: bool = False) -> None:
+    `certain`: Stripe has refused it, and nothing came of it. `spent`: Stripe has answered, and would answer so again
+    under this key. A 500 is that alone: its effect may be there all the same
+    (https://docs.stripe.com/api/idempotent_requests). A key of ours that Stripe does not take, a rate that is too
+    high and a lock pass by themselves, and are neither."""
+
+    def __init__(self, text: str, code: str | None = None, *, certain: bool = False, spent: bool = False) -> None:
         super().__init__(text)
-        self.code, self.param, self.certain = code, param, certain
-        """`certain`: Stripe has answered, and would answer so again. A 500 may have had its effect all the same."""
+        self.code, self.certain, self.spent = code, certain, certain or spent
 
 
 class Declined(TillError):
@@ -57,6 +74,10 @@ class Till(Protocol):
         """The id of a new customer."""
         ...
 
+    async def is_deleted(self, customer: str) -> bool:
+        """Whether a customer was deleted at Stripe: nothing can be sold to it again."""
+        ...
+
     async def create_checkout(self, params: Object, key: str) -> Object:
         """A new checkout."""
         ...
@@ -66,7 +87,7 @@ class Till(Protocol):
         ...
 
     async def saved_card(self, customer: str) -> str | None:
-        """The customer's latest saved payment method."""
+        """The customer's latest saved payment method, if there is one."""
         ...
 
     async def charge(self, params: Object, key: str) -> Object:
@@ -115,6 +136,10 @@ class StripeTill:
         """See `Till.create_customer`."""
         return str((await self._ask(self._client.v1.customers.create_async, params, key))["id"])
 
+    async def is_deleted(self, customer: str) -> bool:
+        """See `Till.is_deleted`."""
+        return (await self._ask(self._client.v1.customers.retrieve_async, customer)).get("deleted") is True
+
     async def create_checkout(self, params: Object, key: str) -> Object:
         """See `Till.create_checkout`."""
         return await self._ask(self._client.v1.checkout.sessions.create_async, params, key)
@@ -127,7 +152,12 @@ class StripeTill:
     async def saved_card(self, customer: str) -> str | None:
         """See `Till.saved_card`."""
         params = {"customer": customer, "limit": 1}
-        cards = (await self._ask(self._client.v1.payment_methods.list_async, params))["data"]
+        try:
+            cards = (await self._ask(self._client.v1.payment_methods.list_async, params))["data"]
+        except TillError as error:
+            if error.code == "resource_missing":  # the customer is gone, and what was saved with it
+                return None
+            raise
         return str(cards[0]["id"]) if cards else None
 
     async def charge(self, params: Object, key: str) -> Object:
@@ -147,20 +177,11 @@ class StripeTill:
         return await self._ask(self._client.v1.webhook_endpoints.create_async, params)
 
     async def pull(self, source: str, since: int) -> AsyncIterator[Object]:
-        """See `Till.pull`."""
-        v1 = self._client.v1
-        lists = {
-            "checkouts": v1.checkout.sessions.list_async,
-            "intents": v1.payment_intents.list_async,
-            "refunds": v1.refunds.list_async,
-            "disputes": v1.disputes.list_async,
-            "subscriptions": v1.subscriptions.list_async,
-            "invoices": v1.invoices.list_async,
-            "events": v1.events.list_async,
-        }
-        params: dict[str, Any] = {"limit": 100, "created": {"gte": since}, **SOURCES[source]}
+        """See `Till.pull`. Pages come as plain JSON: the library would make an object of everything in them first,
+        which takes longer than the loop that serves requests may wait."""
+        params: dict[str, Any] = {"limit": PAGE, "created": {"gte": since}, **SOURCES[source]}
         while True:
-            page = await self._ask(lists[source], params)
+            page = await self._answer(self._client.raw_request_async("get", PATHS[source], **params))
             for each in page["data"]:
                 yield each
             if not page["has_more"] or not page["data"]:
@@ -181,20 +202,25 @@ class StripeTill:
         """See `Till.close`."""
         await self._connections.close()
 
-    async def _ask(self, call: Any, params: Object, key: str | None = None) -> Object:
-        """Make one call; its answer as plain dicts and lists."""
+    async def _ask(self, call: Any, about: Object | str, key: str | None = None) -> Object:
+        """Make one call, with parameters or about an id; its answer as plain dicts and lists."""
+        if isinstance(about, str):
+            return await self._answer(call(about))
+        return await self._answer(call(params=dict(about), options={} if key is None else {"idempotency_key": key}))
+
+    async def _answer(self, calling: Awaitable[Any]) -> Object:
         stripe = self._stripe
         try:
-            answer = await call(params=dict(params), options={} if key is None else {"idempotency_key": key})
-            plain = answer.last_response.data  # as it came: the library makes other things of some of its fields
+            answer = await calling
+            # as it came: the library makes other things of some of its fields
+            plain = answer.data if isinstance(answer, stripe.StripeResponse) else answer.last_response.data
         except stripe.CardError as error:
             raise Declined(error.code or "card_declined", _failed_intent(error.json_body)) from None
         except stripe.StripeError as error:
-            certain = error.http_status is not None and error.http_status not in (409, 429)
-            param = getattr(error, "param", None)
-            raise TillError(
-                f"{type(error).__name__} {error.code or ''}".strip(), error.code, param, certain=certain
-            ) from None
+            status = error.http_status
+            spent = status is not None and status not in (401, 403, 409, 429)
+            text = f"{type(error).__name__} {error.code or ''}".strip()
+            raise TillError(text, error.code, certain=spent and status < 500, spent=spent) from None
         except (*FAILURES, ValueError) as error:
             raise TillError(type(error).__name__) from None
         if not isinstance(plain, dict):

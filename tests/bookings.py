@@ -23,12 +23,12 @@ START = 1_795_000_000
 class Bookings:
     """Alice, and what was sold to her."""
 
-    def __init__(self, pro_price: str | None = None) -> None:
+    def __init__(self, pro_price: str | None = None, pro_grace_s: int = 0) -> None:
         self.db = sqlite3.connect(":memory:", isolation_level=None)
         self.db.execute("PRAGMA foreign_keys = ON")
         for step in MIGRATIONS:
             self.db.executescript(step)
-        self.terms = Terms(livemode=False, pro_price=pro_price, notify=True)
+        self.terms = Terms(livemode=False, pro_price=pro_price, notify=True, pro_grace_s=pro_grace_s)
         self.process = ledger.begin_process(self.db, "test", NOW)
         self.alice = accounts.create_user(self.db, "alice@example.com", NOW)
         self.account = ledger.open_account(self.db, self.alice, "usd_cents", NOW)
@@ -94,6 +94,7 @@ class Bookings:
             "SELECT id, status, refunded, disputed, failure, checkout_id, intent_id, subscription_id, receipt_url"
             " FROM payments ORDER BY id",
             "SELECT * FROM stripe_facts ORDER BY about, name, object, amount, at, detail",
+            "SELECT object, about, url, at FROM stripe_pages ORDER BY object",
             "SELECT ref, target, posted FROM dues ORDER BY ref",
             "SELECT balance, carry, held, debt FROM accounts ORDER BY id",
             "SELECT id, status, price_id, until FROM subscriptions ORDER BY id",
@@ -141,17 +142,17 @@ def charge(payment: Payment, refunded: int = 0) -> dict[str, Any]:
     return {**found, "amount_refunded": refunded, "receipt_url": f"https://pay.example.com/{payment.id}"}
 
 
-def refund(payment: Payment, name: str, amount: int, status: str = "succeeded") -> dict[str, Any]:
+def refund(payment: Payment, name: str, amount: int, status: str = "succeeded", created: int = START) -> dict[str, Any]:
     """A refund of a payment."""
-    intent = f"pi_{payment.id}"
-    return {"id": f"re_{name}", "object": "refund", "payment_intent": intent, "amount": amount, "status": status}
+    found = {"id": f"re_{name}", "object": "refund", "payment_intent": f"pi_{payment.id}", "created": created}
+    return {**found, "amount": amount, "currency": "usd", "status": status}
 
 
 def dispute(payment: Payment, amount: int, status: str = "needs_response", *moves: int) -> dict[str, Any]:
     """A dispute about a payment; each move is what one of its balance transactions did."""
     intent = f"pi_{payment.id}"
-    found = {"id": "dp_1", "object": "dispute", "payment_intent": intent, "amount": amount, "status": status}
-    return {**found, "balance_transactions": [{"amount": move} for move in moves]}
+    found = {"id": "dp_1", "object": "dispute", "payment_intent": intent, "amount": amount, "currency": "usd"}
+    return {**found, "status": status, "balance_transactions": [{"amount": move} for move in moves]}
 
 
 def invoice(name: str, until: int, payment: Payment | None, **changed: Any) -> dict[str, Any]:

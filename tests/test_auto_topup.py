@@ -2,21 +2,136 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 import signal
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from goosestack import autotopup, ledger, payments
+from goosestack import accounts, autotopup, ledger, payments
+from goosestack.app import utc_now
+from goosestack.cashier import Cashier
+from goosestack.errors import TillUnavailable
+from goosestack.facts import Fact, keep
 from goosestack.notices import later
-from goosestack.payments import Fact, Payment
+from goosestack.payments import Payment, Terms
+from goosestack.store import Tx
+from goosestack.store.sqlite import SqliteStore, connect_read_only
+from goosestack.till import StripeTill
 from tests.bookings import NOW, Bookings
 from tests.shops import Shop
+from tests.tills import KEY, Till
 from tests.world import Customer, until
 
 TOPUPS = {1000: 1000, 2500: 2600}
+TERMS = Terms(livemode=False, notify=True)
 SETTING = {"enabled": True, "below": 500, "amount": 1000, "daily_cap": 3000}
+
+
+@dataclass
+class Desk:
+    """A cashier at the fake Stripe, on real books, whose clock and customers are in the test's hand."""
+
+    till: Till
+    db: Path
+    alerts: list[str] = field(default_factory=list)
+    customers: dict[str, str] = field(default_factory=dict)
+    sells: bool = True
+    topups: dict[int, int] = field(default_factory=lambda: dict(TOPUPS))
+    start: str = field(default_factory=utc_now)
+
+    @classmethod
+    def open(cls, folder: Path) -> Desk:
+        return cls(Till.start(folder), folder / "books.sqlite3")
+
+    def close(self) -> None:
+        self.till.stop()
+        assert ledger.check(self.connected(), full=True).wrong == []
+
+    def connected(self) -> sqlite3.Connection:
+        return connect_read_only(self.db)
+
+    def rows(self, sql: str, *args: object) -> list[tuple[Any, ...]]:
+        with closing(self.connected()) as db:
+            return db.execute(sql, args).fetchall()
+
+    def time(self, seconds: float) -> str:
+        return later(self.start, seconds)
+
+    def write(self, verb: Callable[..., Any], *args: object) -> Any:
+        async def run() -> Any:
+            store = SqliteStore(self.db)
+            try:
+                return await store.write(verb, *args)
+            finally:
+                await store.close()
+
+        return asyncio.run(run())
+
+    def customer(self, name: str) -> str:
+        """A user with a saved card, and automatic top-ups; the id."""
+        _, made, _ = self.till.ask("POST", "/v1/customers")
+        self.till.card(made["id"], "ok")
+
+        def begin(tx: Tx) -> str:
+            user = accounts.create_user(tx, f"{name}@example.com", self.start)
+            payments.set_customer(tx, user, made["id"])
+            ledger.open_account(tx, user, "usd_cents", self.start)
+            autotopup.enable(tx, user, 500, 1000, 1000, later(self.start, -60))
+            return user
+
+        user: str = self.write(begin)
+        self.customers[user] = made["id"]
+        return user
+
+    def tick(self, *times: float) -> None:
+        """What a daemon's cashier does at these times, in seconds from the start; each call is a process."""
+        asyncio.run(self._tick(times))
+
+    async def _tick(self, times: Sequence[float]) -> None:
+        store, till, clock = SqliteStore(self.db), StripeTill(KEY, self.till.url), [self.start]
+
+        async def sell(user: str, amount: int, key: None) -> Payment:
+            if not self.sells:
+                raise TillUnavailable()
+            return await store.write(payments.begin, user, "credits", amount, amount, None, None, TERMS, clock[0])
+
+        cashier = Cashier(
+            store=store,
+            till=till,
+            terms=TERMS,
+            topups=self.topups,
+            now=lambda: clock[0],
+            alert=lambda kind, **facts: self.alerts.append(f"{kind} {facts}"),
+            sell=sell,
+        )
+        try:
+            for seconds in times:
+                clock[0] = self.time(seconds)
+                await cashier.top_up()
+        finally:
+            await till.close()
+            await store.close()
+
+    def statuses(self, user: str) -> list[str]:
+        rows = self.rows("SELECT status FROM payments WHERE kind = 'auto' AND user_id = ? ORDER BY created_at", user)
+        return [row[0] for row in rows]
+
+    def shown(self, user: str) -> dict[str, Any]:
+        with closing(self.connected()) as db:
+            return autotopup.shown(db, user)
+
+    def told(self) -> list[str]:
+        return [row[0] for row in self.rows("SELECT json_extract(body, '$.type') FROM notices ORDER BY rowid")]
+
+    def charges(self) -> int:
+        return len(self.till.objects("payment_intent"))
 
 
 @pytest.fixture
@@ -28,13 +143,26 @@ def books() -> Iterator[Bookings]:
 
 
 def attempt(books: Bookings, now: str = NOW) -> Payment | None:
-    return autotopup.begin(books.db, books.alice, TOPUPS, books.terms, now)
+    step = autotopup.begin(books.db, books.alice, TOPUPS, books.terms, now)
+    return None if step is None else step.payment
+
+
+def wanted(books: Bookings, now: str = NOW) -> list[str]:
+    return autotopup.wanted(books.db, now)
 
 
 def ends(books: Bookings, payment: Payment | None, name: str, detail: str = "", now: str = NOW) -> None:
     assert payment is not None
-    payments.keep(books.db, Fact(payment.id, name, f"pi_{payment.id}", 1000, detail=detail))
+    keep(books.db, Fact(payment.id, name, f"pi_{payment.id}", 1000, detail=detail))
     payments.refold(books.db, payment.id, books.terms, now)
+    autotopup.conclude(books.db, payment.id, now)
+
+
+def tell_of_link(books: Bookings) -> None:
+    """What the cashier does about an attempt that asks the customer."""
+    step = autotopup.begin(books.db, books.alice, TOPUPS, books.terms, later(NOW, 90))
+    assert step is not None and step.step == "link"
+    autotopup.linked(books.db, step, books.sold(now=later(NOW, 30)), books.terms, NOW)
 
 
 # --- when an attempt is made ----------------------------------------------------------------------------------
@@ -53,11 +181,11 @@ def test_one_attempt_is_in_flight_at_a_time(books: Bookings) -> None:
 
 def test_nothing_is_charged_above_the_threshold_or_where_it_is_off(books: Bookings) -> None:
     ledger.post(books.db, books.account, "grant", "g", 500, NOW)
-    assert attempt(books) is None and autotopup.wanted(books.db) == []
+    assert attempt(books) is None and wanted(books) == []
     books.spend(1, "r1")
-    assert autotopup.wanted(books.db) == [books.alice]
+    assert wanted(books) == [books.alice]
     autotopup.disable(books.db, books.alice, NOW)
-    assert attempt(books) is None and autotopup.wanted(books.db) == []
+    assert attempt(books) is None and wanted(books) == []
 
 
 def test_the_cap_counts_the_last_24_hours(books: Bookings) -> None:
@@ -86,23 +214,215 @@ def test_failures_back_off_and_rest_at_the_third(books: Bookings) -> None:
 
 def test_a_bank_that_wants_its_customer_is_not_asked_again_until_the_customer_has_paid(books: Bookings) -> None:
     ends(books, attempt(books), "failed", "authentication_required")
+    tell_of_link(books)
     assert attempt(books, later(NOW, 86_400)) is None
     bought = books.sold(now=later(NOW, 60))
-    payments.keep(books.db, Fact(bought.id, "paid", "cs_1", 1000))
+    keep(books.db, Fact(bought.id, "paid", "cs_1", 1000))
     payments.refold(books.db, bought.id, books.terms, NOW)
     books.spend(900, "r1")
     assert attempt(books, later(NOW, 86_401)) is not None
 
 
+def test_money_that_went_back_is_not_charged_for_again(books: Bookings) -> None:
+    paid = attempt(books)
+    ends(books, paid, "paid")
+    assert paid is not None
+    keep(books.db, Fact(paid.id, "refund", "re_1", 1000))
+    payments.refold(books.db, paid.id, books.terms, later(NOW, 60))
+    assert books.funds() == {**books.funds(), "balance_cents": 0, "debt_cents": 0}
+    assert attempt(books, later(NOW, 86_400 * 3)) is None
+    shown = autotopup.shown(books.db, books.alice)
+    assert (shown["problem"], shown["resting"]) == ("refunded", True)
+    autotopup.enable(books.db, books.alice, 500, 1000, 3000, later(NOW, 61))
+    assert attempt(books, later(NOW, 62)) is not None, "the user has set it anew"
+
+
+def test_a_dispute_rests_it_until_the_user_buys_by_hand_also_where_it_was_set_since_the_charge(books: Bookings) -> None:
+    paid = attempt(books)
+    ends(books, paid, "paid")
+    assert paid is not None
+    autotopup.enable(books.db, books.alice, 500, 1000, 3000, later(NOW, 30))
+    keep(books.db, *(Fact(paid.id, each, "dp", 1000, detail="usd") for each in ("opened", "withdrawn")))
+    payments.refold(books.db, paid.id, books.terms, later(NOW, 60))
+    assert attempt(books, later(NOW, 61)) is None
+    assert autotopup.shown(books.db, books.alice)["problem"] == "disputed"
+    bought = books.sold(now=later(NOW, 90))
+    keep(books.db, Fact(bought.id, "paid", "cs_1", 1000))
+    payments.refold(books.db, bought.id, books.terms, later(NOW, 91))
+    books.spend(1000, "r1")
+    assert attempt(books, later(NOW, 92)) is not None
+
+
+def test_what_had_gone_back_before_the_books_knew_of_it_rests_it_too(books: Bookings) -> None:
+    paid = attempt(books)
+    assert paid is not None
+    keep(books.db, Fact(paid.id, "refund", "re_1", 1000))
+    ends(books, paid, "paid")
+    assert books.db.execute("SELECT count(*) FROM entries").fetchone() == (0,)
+    assert attempt(books, later(NOW, 60)) is None
+
+
+def test_buying_by_hand_pays_the_debt_and_ends_the_rest(books: Bookings) -> None:
+    paid = attempt(books)
+    ends(books, paid, "paid")
+    assert paid is not None
+    books.spend(1000, "r1")
+    keep(books.db, Fact(paid.id, "refund", "re_1", 1000))
+    payments.refold(books.db, paid.id, books.terms, later(NOW, 60))
+    assert books.funds()["debt_cents"] == 1000
+    bought = books.sold(now=later(NOW, 90))
+    keep(books.db, Fact(bought.id, "paid", "cs_1", 1000))
+    payments.refold(books.db, bought.id, books.terms, later(NOW, 91))
+    assert (books.funds()["debt_cents"], books.funds()["balance_cents"]) == (0, 0)
+    assert attempt(books, later(NOW, 92)) is not None
+
+
+def test_a_payment_that_was_found_at_stripe_is_never_charged(books: Bookings) -> None:
+    payments.add(books.db, books.alice, "auto", 1000, 1000, None, books.terms, NOW, "pay_found")
+    first = attempt(books)
+    assert first is not None and first.id != "pay_found"
+    autotopup.failed(books.db, first.id, "card_declined", books.terms, NOW)
+    autotopup.disable(books.db, books.alice, NOW)
+    assert wanted(books, later(NOW, 86_400)) == [] and attempt(books, later(NOW, 86_400)) is None
+
+
+def test_what_is_in_flight_is_looked_for_and_not_asked_for_once_it_is_off_or_old(books: Bookings) -> None:
+    def step(now: str) -> autotopup.Attempt:
+        found = autotopup.begin(books.db, books.alice, TOPUPS, books.terms, now)
+        assert found is not None
+        return found
+
+    first = step(NOW)
+    autotopup.put_off(books.db, first, NOW)
+    assert attempt(books, later(NOW, 14)) is None and wanted(books, later(NOW, 14)) == []
+    again = step(later(NOW, 15))
+    assert (again.payment.id, again.step, again.tries) == (first.payment.id, "ask", 1)
+    autotopup.disable(books.db, books.alice, later(NOW, 16))
+    assert wanted(books, later(NOW, 16)) == [books.alice]
+    assert step(later(NOW, 16)).step == "look"
+    autotopup.enable(books.db, books.alice, 500, 1000, 3000, later(NOW, 17))
+    assert step(later(NOW, 18)).step == "look"
+    books.db.execute("UPDATE attempts SET step = 'ask'")
+    assert step(later(NOW, autotopup.ASKED_S + 1)).step == "look"
+
+
 def test_who_owes_something_is_not_charged_for_it(books: Bookings) -> None:
     payment = books.sold()
-    payments.keep(books.db, Fact(payment.id, "paid", "cs_1", 1000), Fact(payment.id, "opened", "dp", 1000))
+    keep(books.db, Fact(payment.id, "paid", "cs_1", 1000), Fact(payment.id, "opened", "dp", 1000, detail="usd"))
     payments.refold(books.db, payment.id, books.terms, NOW)
     books.spend(1000, "r1")
-    payments.keep(books.db, Fact(payment.id, "withdrawn", "dp", 1000))
+    keep(books.db, Fact(payment.id, "withdrawn", "dp", 1000, detail="usd"))
     payments.refold(books.db, payment.id, books.terms, NOW)
     assert books.funds()["debt_cents"] == 1000
-    assert attempt(books) is None and autotopup.wanted(books.db) == []
+    assert attempt(books) is None and wanted(books) == []
+
+
+# --- what comes of it, with the clock in the hand ---------------------------------------------------------------
+
+
+@pytest.fixture
+def desk(folder: Path) -> Iterator[Desk]:
+    desk = Desk.open(folder)
+    yield desk
+    desk.close()
+
+
+def test_one_users_trouble_is_no_others_and_is_told_of_as_it_is_tried_again(desk: Desk) -> None:
+    users = sorted([desk.customer("alice"), desk.customer("bob")])
+    desk.till.fault("error_500", method="GET", path="/v1/payment_methods", times=3)
+    desk.tick(0, 5, 10)
+    assert desk.statuses(users[0]) == ["new"] and desk.statuses(users[1]) == ["paid"]
+    assert len(desk.alerts) == 1, "once, not every five seconds"
+    desk.tick(16)
+    assert desk.statuses(users[0]) == ["paid"]
+
+
+def test_stripes_own_error_when_cards_are_listed_is_no_failure_of_the_card(desk: Desk) -> None:
+    alice = desk.customer("alice")
+    desk.till.fault("error_500", method="GET", path="/v1/payment_methods", times=9)
+    desk.tick(0, 16, 77)
+    assert desk.statuses(alice) == ["new"] and desk.shown(alice)["problem"] is None
+    desk.tick(400)
+    assert desk.statuses(alice) == ["paid"] and desk.told() == []
+
+
+def test_a_charge_with_an_error_that_its_key_repeats_is_found(desk: Desk) -> None:
+    alice = desk.customer("alice")
+    desk.till.fault("error_500_after", method="POST", path="/v1/payment_intents")
+    desk.tick(0)
+    assert desk.statuses(alice) == ["new"]
+    desk.tick(20)
+    assert desk.statuses(alice) == ["paid"] and desk.charges() == 1
+
+
+def test_a_charge_with_an_error_that_did_nothing_is_looked_for_an_hour_before_there_is_another(desk: Desk) -> None:
+    alice = desk.customer("alice")
+    desk.till.fault("error_500", method="POST", path="/v1/payment_intents", times=3)
+    desk.tick(0, 20, 100, 500, 1500, 3500)
+    assert desk.statuses(alice) == ["new"] and desk.charges() == 0
+    desk.tick(5_200, 5_205)
+    assert desk.statuses(alice) == ["failed", "paid"] and desk.charges() == 1
+    assert desk.told() == [], "nobody's card has failed"
+
+
+@pytest.mark.parametrize(("kind", "ends"), [("cut", "failed"), ("cut_after", "paid")])
+def test_turned_off_with_an_attempt_in_flight_nothing_is_charged_any_more(desk: Desk, kind: str, ends: str) -> None:
+    alice = desk.customer("alice")
+    desk.till.fault(kind, method="POST", path="/v1/payment_intents", times=3)
+    desk.tick(0)
+    assert desk.statuses(alice) == ["new"]
+    desk.write(autotopup.disable, alice, desk.time(1))
+    asked = len(desk.till.requests(method="POST", path="/v1/payment_intents"))
+    desk.tick(20, 100, 500, 1500, 3700, 8000)
+    assert desk.statuses(alice) == [ends]
+    assert len(desk.till.requests(method="POST", path="/v1/payment_intents")) == asked
+
+
+def test_the_link_is_told_of_once_however_often_making_it_fails(desk: Desk) -> None:
+    alice = desk.customer("alice")
+    desk.till.card(desk.customers[alice], "authentication_required")
+    desk.sells = False
+    desk.tick(0, 5, 20)
+    assert desk.statuses(alice) == ["failed"] and desk.told() == ["payment.failed"]
+    desk.sells = True
+    desk.tick(400, 405)
+    desk.tick(5_000)
+    assert desk.told() == ["payment.failed", "payment.action_required"]
+
+
+def test_where_the_amount_is_sold_no_more_the_bank_that_wants_its_customer_is_told_of_all_the_same(desk: Desk) -> None:
+    alice = desk.customer("alice")
+    desk.till.card(desk.customers[alice], "authentication_required")
+    desk.sells = False
+    desk.tick(0)
+    desk.topups = {2500: 2600}
+    desk.tick(20, 100)
+    assert desk.told() == ["payment.failed", "payment.action_required"]
+    assert desk.rows("SELECT count(*) FROM attempts") == [(0,)]
+
+
+def test_an_answer_that_does_not_fit_rests_it_for_a_person(desk: Desk) -> None:
+    alice = desk.customer("alice")
+    desk.till.fault("lie", method="POST", path="/v1/payment_intents", set={"amount_received": 999})
+    desk.tick(0, 5, 100_000)
+    assert desk.shown(alice)["problem"] == "review" and desk.shown(alice)["resting"]
+    assert desk.told() == ["review.needed", "payment.failed"] and desk.charges() == 1
+
+
+def test_restored_books_charge_nothing_before_they_know_what_was_charged(desk: Desk) -> None:
+    alice = desk.customer("alice")
+    backup = desk.db.with_name("backup.sqlite3")
+    shutil.copy(desk.db, backup)
+    desk.tick(0)
+    assert desk.statuses(alice) == ["paid"] and desk.charges() == 1
+    shutil.copy(backup, desk.db)
+    desk.till.fault("error_500", path="/v1/disputes", times=3)
+    desk.tick(7_200, 7_205)
+    assert desk.statuses(alice) == [] and desk.charges() == 1, "Stripe could not be asked what there is"
+    desk.tick(7_300)
+    assert desk.statuses(alice) == ["paid"] and desk.charges() == 1
+    (made,) = desk.rows("SELECT created_at FROM payments")
+    assert made[0] < desk.time(60), "it is of the day on which it was charged"
 
 
 # --- over sockets ---------------------------------------------------------------------------------------------

@@ -79,11 +79,11 @@ def test_with_a_key_one_adds_a_key_to_its_account(world: World) -> None:
 
 @pytest.mark.parametrize("credential", ["gsk_" + "x" * 44, "sk-something", "", "' OR 1=1 --", "gsk_" + "x" * 8000])
 def test_an_invalid_key_is_a_401_and_never_a_sign_up(world: World, credential: str) -> None:
-    users = len(world.verb("user_list"))
+    users = len(world.verb("user_list", after=""))
     for headers in ({"x-api-key": credential}, {"authorization": f"Bearer {credential}"}):
         reply = ask(world, "POST", "/v1/keys", body={"email": "mallory@example.com"}, headers=headers)
         assert (reply.status, reply.json()["error"]["type"]) == (401, "authentication_error")
-    assert len(world.verb("user_list")) == users
+    assert len(world.verb("user_list", after="")) == users
 
 
 def test_a_basic_or_a_revoked_credential_is_a_401(world: World) -> None:
@@ -130,7 +130,7 @@ def test_an_e_mail_is_kept_as_it_was_given(world: World) -> None:
     given = ["Alice.B+tag@Example.COM", "älice@exämple.com", "alice.b@example.com"]
     for email in given:
         assert sign_up(world, {"email": email}).status == 201
-    assert [user["email"] for user in world.verb("user_list")][-3:] == given
+    assert [user["email"] for user in world.verb("user_list", after="")][-3:] == given
 
 
 @pytest.mark.parametrize("name", ["a" * 101, "two\nlines", "\x1b[31m", 7, ["x"]])
@@ -152,7 +152,7 @@ def test_sign_up_can_be_closed_and_keys_are_still_added_to_accounts(folder: Path
         reply = sign_up(world, {"email": "carol@example.com"})
         assert (reply.status, reply.json()["error"]["type"]) == (403, "authorization_error")
         assert sign_up(world, {"name": "phone"}, alice.key).status == 201
-        assert len(world.verb("user_list")) == 1
+        assert len(world.verb("user_list", after="")) == 1
     finally:
         world.close()
 
@@ -166,7 +166,7 @@ def test_an_address_signs_up_so_often_an_hour_and_strangers_ask_so_often_a_minut
         assert [reply.status for reply in replies] == [201, 201, 201, 429]
         assert replies[-1].json()["error"]["type"] == "rate_limit_error"
         assert 1 <= int(replies[-1].headers["retry-after"]) <= 60
-        assert len(world.verb("user_list")) == 4
+        assert len(world.verb("user_list", after="")) == 4
         assert ask(world, "GET", "/v1/models").status == 200
         for reply in (
             ask(world, "GET", "/v1/models"),

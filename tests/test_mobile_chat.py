@@ -99,9 +99,7 @@ def test_max_tokens_goes_in_the_field_that_the_model_takes(world: World, alice: 
     assert "max_tokens" not in body
 
 
-@pytest.mark.parametrize(
-    ("model", "stays"), [("gpt-4o-mini", True), ("gpt-5.4-mini", False), ("gpt-5.5", False)]
-)
+@pytest.mark.parametrize(("model", "stays"), [("gpt-4o-mini", True), ("gpt-5.4-mini", False), ("gpt-5.5", False)])
 def test_a_temperature_is_kept_from_models_that_reason(
     world: World, alice: Customer, model: str, *, stays: bool
 ) -> None:

@@ -5,6 +5,7 @@ missing coming late.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,10 +13,12 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from goosestack import ledger, payments
-from goosestack.payments import Fact, Payment, fold
+from goosestack import autotopup, inbox, ledger, payments, subscriptions
+from goosestack.facts import Fact
+from goosestack.notices import delivered, later, tell_of_low_balances
+from goosestack.payments import Payment, fold
 from goosestack.stripe_facts import Event
-from tests.bookings import CUSTOMER, NOW, Bookings, charge, checkout, dispute, refund
+from tests.bookings import CUSTOMER, MONTH_S, NOW, START, Bookings, charge, checkout, dispute, invoice, refund
 
 ID = "pay_01a1fcd5208da06996b47673864f893d"
 Telling = tuple[str, dict[str, Any]]
@@ -109,7 +112,9 @@ NAMES = ("paid", "unpaid", "failed", "expired", "refunded", "refund", "refund_fa
 STATES = ("opened", "withdrawn", "reinstated", "won", "lost")
 FACTS = st.builds(
     Fact, st.just("pi"), st.sampled_from(NAMES), st.sampled_from(["a", "b"]), st.integers(0, 1200)
-) | st.builds(Fact, st.just("pi"), st.sampled_from(STATES), st.sampled_from(["d", "e"]), st.just(400))
+) | st.builds(
+    Fact, st.just("pi"), st.sampled_from(STATES), st.sampled_from(["d", "e"]), st.just(400), st.just(0), st.just("usd")
+)
 
 
 @given(st.frozensets(FACTS, max_size=12), st.integers(0, 200))
@@ -153,6 +158,31 @@ def test_a_refund_after_one_that_failed_counts() -> None:
     assert worth(*failed, Fact("pi", "refunded", "ch", 1000), Fact("pi", "refund", "re_b", 1000)) == 0
 
 
+def failed_refund(name: str, amount: int, made: int, failed: int) -> tuple[Fact, Fact]:
+    return Fact("pi", "refund", name, amount, made), Fact("pi", "refund_failed", name, amount, failed)
+
+
+def test_a_refund_that_failed_is_not_taken_off_a_sum_that_it_was_never_in() -> None:
+    told = Fact("pi", "refunded", "ch", 500, 10)
+    assert worth(told) == 500
+    assert worth(told, *failed_refund("re_b", 300, made=20, failed=30)) == 500, "it was made after that sum was told"
+    later = Fact("pi", "refunded", "ch", 600, 40)
+    assert worth(later, *failed_refund("re_b", 300, made=20, failed=30)) == 400, "it had failed before it was told"
+
+
+def test_a_refund_that_failed_is_taken_off_each_sum_that_it_was_in() -> None:
+    sums = (Fact("pi", "refunded", "ch", 300, 10), Fact("pi", "refunded", "ch", 600, 20))
+    assert worth(*sums, *failed_refund("re_b", 300, made=20, failed=30)) == 700
+
+
+def test_a_refund_of_which_only_its_failure_was_told_gives_back_nothing_of_another(books: Bookings) -> None:
+    payment = books.sold()
+    books.tell("checkout.session.completed", checkout(payment))
+    books.tell("charge.refunded", charge(payment, 500), START + 10)
+    books.tell("refund.failed", refund(payment, "b", 300, "failed", START + 20), START + 30)
+    assert books.funds()["balance_cents"] == 500
+
+
 def test_a_part_that_goes_back_takes_its_part_of_the_bonus() -> None:
     assert worth(Fact("pi", "refunded", "ch", 500), granted=1100) == 550
     assert worth(Fact("pi", "refunded", "ch", 1), granted=1100) == 1098
@@ -160,7 +190,7 @@ def test_a_part_that_goes_back_takes_its_part_of_the_bonus() -> None:
 
 
 def disputed(*states: str) -> tuple[int, str | None, str | None]:
-    standing = fold(1000, 1000, {PAID, *(Fact("pi", state, "dp", 400) for state in ("opened", *states))})
+    standing = fold(1000, 1000, {PAID, *(Fact("pi", state, "dp", 400, 0, "usd") for state in ("opened", *states))})
     return standing.target, standing.status, standing.doubt
 
 
@@ -267,6 +297,50 @@ def test_a_dispute_that_is_won_is_exactly_undone_also_where_it_was_spent(books: 
     assert notices(books) == ["payment.disputed"]
 
 
+def test_an_entry_is_of_the_kind_of_what_has_changed(books: Bookings) -> None:
+    payment = books.sold()
+    books.tell("checkout.session.completed", checkout(payment))
+    books.tell("charge.dispute.funds_withdrawn", dispute(payment, 1000, "needs_response", -1000))
+    books.tell("charge.dispute.closed", dispute(payment, 1000, "won", -1000, 1000))
+    books.tell("charge.refunded", charge(payment, 400))
+    kinds = books.db.execute("SELECT kind, amount FROM entries ORDER BY seq").fetchall()
+    assert kinds == [("topup", 1000), ("reversal", -1000), ("reversal", 1000), ("refund", -400)]
+
+
+def test_a_dispute_in_another_currency_takes_nothing_and_is_kept_for_review(books: Bookings) -> None:
+    payment = books.sold()
+    books.tell("checkout.session.completed", checkout(payment))
+    other = {**dispute(payment, 90, "needs_response", -1000), "currency": "eur"}
+    assert books.tell("charge.dispute.funds_withdrawn", other) == "review"
+    assert (books.funds()["balance_cents"], status(books, payment)) == (1000, "paid")
+    assert books.tell("charge.dispute.created", {**other, "id": "dp_2", "currency": None}) == "review"
+
+
+@pytest.mark.parametrize("moves", [None, []])
+def test_a_dispute_whose_money_has_not_moved_yet_needs_nobody(books: Bookings, moves: list[int] | None) -> None:
+    payment = books.sold()
+    books.tell("checkout.session.completed", checkout(payment))
+    assert books.tell("charge.dispute.created", {**dispute(payment, 1000), "balance_transactions": moves}) == "applied"
+    assert books.funds()["balance_cents"] == 1000
+
+
+def test_a_receipt_is_where_stripe_last_said_in_any_order() -> None:
+    payment = of()
+    charges = [({**charge(payment), "receipt_url": f"https://pay.example.com/{name}"}, at) for name, at in RECEIPTS]
+    for order in itertools.permutations(charges):
+        books = Bookings()
+        books.sold(id=ID)
+        books.tell("checkout.session.completed", checkout(payment))
+        for about, at in order:
+            books.tell("charge.succeeded", about, START + at)
+        assert books.db.execute("SELECT receipt_url FROM payments").fetchall() == [("https://pay.example.com/new",)]
+        assert books.db.execute("SELECT count(*) FROM stripe_facts WHERE about LIKE 'pi_%'").fetchone() == (0,)
+        books.close()
+
+
+RECEIPTS = (("z", 1), ("new", 3), ("b", 2))
+
+
 def test_an_event_of_somebody_elses_payment_is_ignored(books: Bookings) -> None:
     other = {"id": "cs_x", "client_reference_id": "order-17", "metadata": {}, "payment_intent": "pi_x"}
     assert books.tell("checkout.session.completed", {**checkout(books.sold()), **other}) == "ignored"
@@ -291,6 +365,8 @@ ALTERED: dict[str, Any] = {
     "client_reference_id": "pay_other",
     "metadata": {"payment": "pay_other"},
     "payment_intent": None,
+    "payment_status": "strange",
+    "subscription": "sub_other",
 }
 
 
@@ -301,7 +377,7 @@ def test_a_checkout_with_one_field_altered_grants_nothing_and_is_kept_for_review
 ) -> None:
     payment = books.sold()
     payments.opened(books.db, payment.id, f"cs_{payment.id}", "https://pay.example.com", "2026-11-22", NOW)
-    value = ALTERED[name] if way == "another" else None
+    value = ALTERED[name] if way == "another" else "" if name == "subscription" else None
     assert books.tell("checkout.session.completed", checkout(payment, **{name: value})) == "review"
     assert books.funds()["balance_cents"] == 0
     assert books.db.execute("SELECT count(*) FROM stripe_events WHERE status = 'review'").fetchone() == (1,)
@@ -316,6 +392,12 @@ def test_a_payment_intent_cannot_pay_for_two_purchases(books: Bookings) -> None:
     assert books.funds()["balance_cents"] == 1000
 
 
+def test_a_checkout_that_cost_something_and_was_not_paid_for_grants_nothing(books: Bookings) -> None:
+    unpaid = checkout(books.sold(), payment_status="no_payment_required")
+    assert books.tell("checkout.session.completed", unpaid) == "review"
+    assert books.funds()["balance_cents"] == 0
+
+
 def test_a_checkout_that_was_free_grants_nothing(books: Bookings) -> None:
     free = {"payment_status": "no_payment_required", "amount_total": 0, "payment_intent": None}
     assert books.tell("checkout.session.completed", checkout(books.sold(), **free)) == "review"
@@ -328,3 +410,58 @@ def test_what_cannot_be_granted_for_want_of_room_raises_and_changes_nothing(book
     with pytest.raises(ledger.LedgerError):
         books.receive(event)
     books.db.execute("ROLLBACK TO verb")
+
+
+# --- what is kept, and for how long ---------------------------------------------------------------------------
+
+
+def test_a_month_later_what_events_said_is_forgotten_and_what_needs_a_person_is_not(books: Bookings) -> None:
+    payment = books.sold()
+    books.tell("checkout.session.completed", checkout(payment))
+    books.tell("checkout.session.completed", checkout(payment, currency="eur"))
+    payments.begin(books.db, books.alice, "credits", 2500, 2500, None, "key", books.terms, NOW)
+    (notice,) = books.db.execute("SELECT id FROM notices").fetchone()
+    delivered(books.db, notice, NOW)
+
+    def kept() -> list[Any]:
+        bodies = books.db.execute("SELECT status, body <> '' FROM stripe_events ORDER BY rowid").fetchall()
+        return [bodies, *(books.db.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in TABLES)]
+
+    assert kept() == [[("applied", 1), ("review", 1)], 1, 1]
+    assert inbox.forget(books.db, later(NOW, 30 * 86_400)) == 0
+    assert inbox.forget(books.db, later(NOW, 30 * 86_400 + 1)) == 3
+    assert kept() == [[("applied", 0), ("review", 1)], 0, 0]
+
+
+TABLES = ("payment_requests", "notices")
+
+
+def test_nothing_is_looked_for_by_reading_a_table_that_grows(books: Bookings) -> None:
+    """Each statement is asked for its plan; those tables are read whole by none of them."""
+    asked: set[str] = set()
+    books.db.set_trace_callback(asked.add)
+    payment = books.sold()
+    books.tell("checkout.session.completed", checkout(payment))
+    books.tell("charge.refunded", charge(payment, 300))
+    books.tell("refund.created", refund(payment, "a", 300))
+    books.tell("charge.dispute.created", dispute(payment, 300))
+    pro = books.sold_pro("price_pro")
+    books.tell("invoice.paid", invoice("1", START + MONTH_S, pro, price="price_pro"))
+    paying = {"id": "inpay_1", "object": "invoice_payment", "invoice": "in_1", "payment": {"payment_intent": "pi_x"}}
+    books.tell("invoice_payment.paid", paying)
+    books.tell("charge.refunded", {**charge(payment, 5), "payment_intent": "pi_x"})
+    subscriptions.invoices(books.db, books.alice)
+    subscriptions.running(books.db, books.alice)
+    autotopup.wanted(books.db, NOW)
+    tell_of_low_balances(books.db, 100, NOW)
+    inbox.forget(books.db, NOW)
+    books.db.set_trace_callback(None)
+    plans = [
+        (step[3], sql)
+        for sql in asked
+        if sql.startswith(("SELECT", "UPDATE", "DELETE", "INSERT INTO stripe"))
+        for step in books.db.execute(f"EXPLAIN QUERY PLAN {sql}")
+    ]
+    assert any("stripe_facts_by_object" in plan for plan, _ in plans)
+    whole = re.compile("SCAN (stripe_facts|stripe_events|stripe_pages|payments|accounts|entries|notices|[fa])\\b")
+    assert [(plan, sql) for plan, sql in plans if whole.match(plan) and "USING" not in plan] == []

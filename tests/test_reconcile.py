@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from goosestack import autotopup, inbox
+from goosestack.stripe_facts import Intent
+from goosestack.subscriptions import iso
 from tests.asking import ask, chat
+from tests.bookings import NOW, Bookings
 from tests.shops import Shop
 from tests.tills import KEY, SECRET
-from tests.world import Customer, World
+from tests.world import Customer, World, until
 
 STATE = (
     "SELECT id, user_id, kind, amount, granted, status, refunded, disputed, failure, checkout_id, intent_id,"
@@ -160,7 +167,7 @@ def test_where_stripe_cannot_be_asked_it_says_so_and_forgets_nothing(own_shop: S
     alice = own_shop.world.customer(0)
     own_shop.buy(alice)
     own_shop.till.fault("error_500", path="/v1/disputes", times=3)
-    refused = own_shop.world.daemon.command("stripe", "reconcile", expect=1)
+    refused = own_shop.world.daemon.command("stripe", "reconcile", expect=75)
     assert "Stripe could not be asked" in refused
     assert reconcile(own_shop, differs=True)["changes"] and own_shop.balance(alice) == 1000
 
@@ -169,6 +176,123 @@ def test_after_a_run_only_what_is_new_is_asked_for(own_shop: Shop) -> None:
     own_shop.buy(own_shop.world.customer(0))
     assert reconcile(own_shop)["since"] == 0
     assert reconcile(own_shop)["since"] > 1_700_000_000
+
+
+def test_stripe_that_cannot_be_asked_is_another_exit_code_without_a_daemon_as_well(own_shop: Shop) -> None:
+    own_shop.world.daemon.program.stop()
+    own_shop.till.fault("error_500", path="/v1/disputes", times=3)
+    assert "Stripe could not be asked" in own_shop.world.daemon.command("stripe", "reconcile", expect=75)
+    own_shop.restart()
+
+
+def test_what_was_looked_at_is_not_brought_up_again(own_shop: Shop) -> None:
+    shop, daemon = own_shop, own_shop.world.daemon
+    checkout = shop.checkout(shop.world.customer(0))
+    shop.till.edit(checkout, amount_total=1)
+    shop.till.pay(checkout)
+    (event,) = daemon.command("stripe", "reviews")
+    assert reconcile(shop, differs=True)["review"] == [f"{event['id']} ({event['type']}): {event['reason']}"]
+    daemon.command("stripe", "reviews", "--done", event["id"])
+    assert reconcile(shop)["review"] == [], "the object says what its event had said"
+
+
+def test_a_doubt_that_no_event_bears_is_a_row_that_can_be_looked_at(own_shop: Shop) -> None:
+    shop, daemon = own_shop, own_shop.world.daemon
+    shop.till.delivery(mode="drop")
+    intent = shop.buy(shop.world.customer(0))
+    assert reconcile(shop, differs=True)["review"] == []
+    shop.till.edit(intent, customer="cus_of_somebody_else")
+    found = reconcile(shop, differs=True)
+    (row,) = daemon.command("stripe", "reviews")
+    assert found["review"] == [f"{row['id']} (reconcile): {row['reason']}"]
+    assert "customer is cus_of_somebody_else" in row["reason"]
+    daemon.command("stripe", "reviews", "--done", row["id"])
+    for _ in range(2):
+        assert reconcile(shop)["review"] == []
+    assert daemon.command("stripe", "reviews") == []
+
+
+def test_what_is_told_while_stripe_is_asked_is_newer_than_the_answer(own_shop: Shop) -> None:
+    shop, alice = own_shop, own_shop.world.customer(0)
+    subscription = shop.subscribe(alice)
+    shop.till.fault("hang_after", method="GET", path="/v1/subscriptions", seconds=4)
+    with ThreadPoolExecutor() as pool:
+        reconciling = pool.submit(shop.world.daemon.command, "stripe", "reconcile")
+        until(lambda: shop.till.requests(method="GET", path="/v1/subscriptions"), "the question")
+        asked = shop.till.now()
+        until(lambda: shop.till.now() > asked, "the next second")
+        shop.till.edit(subscription, status="past_due", event="customer.subscription.updated")
+        shop.till.settle()
+        reconciling.result()
+    assert shop.rows("SELECT status FROM subscriptions") == [("past_due",)]
+
+
+def test_a_payment_that_is_found_bears_the_time_at_which_it_was_made(own_shop: Shop) -> None:
+    shop, alice = own_shop, own_shop.world.customer(0)
+    backup = shop.world.daemon.command("backup", str(shop.world.folder / "copy.sqlite3"))["file"]
+    intent = shop.buy(alice)
+    shop.world.daemon.program.stop()
+    shop.world.daemon.command("restore", backup)
+    shop.restart()
+    reconcile(shop, differs=True)
+    (checkout,) = shop.till.objects("checkout.session")
+    assert shop.listed(alice)[0]["created_at"] == iso(checkout["created"])
+    assert shop.rows("SELECT intent_id, created_at FROM payments") == [(intent, iso(checkout["created"]))]
+
+
+def test_a_top_up_that_does_not_fit_is_neither_made_again_nor_charged() -> None:
+    books = Bookings()
+    told = {"payment": "pay_old", "user": books.alice, "kind": "auto", "amount": "1000", "granted": "1000"}
+    found = Intent("pi_old", "succeeded", 1000, "usd", False, "cus_of_before", told, None)
+    _, doubts = inbox.absorb(books.db, [found], books.terms, NOW)
+    assert doubts == ["pay_old: customer is cus_of_before, and should be cus_alice"]
+    assert books.db.execute("SELECT count(*) FROM payments").fetchone() == (0,)
+    assert autotopup.wanted(books.db, NOW) == []
+    assert autotopup.begin(books.db, books.alice, {1000: 1000}, books.terms, NOW) is None
+    books.close()
+
+
+# --- customers and checkouts ----------------------------------------------------------------------------------
+
+
+def delete_at_stripe(shop: Shop, customer: str) -> None:
+    headers = {"authorization": f"Bearer {KEY}"}
+    request = urllib.request.Request(f"{shop.till.url}/v1/customers/{customer}", headers=headers, method="DELETE")
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        assert json.loads(answer.read())["deleted"] is True
+
+
+def test_a_customer_that_was_deleted_at_stripe_buys_as_a_new_one(own_shop: Shop) -> None:
+    shop, alice = own_shop, own_shop.world.customer(0)
+    old = shop.buy(alice)
+    ((before,),) = shop.rows("SELECT stripe_customer_id FROM users WHERE id = ?", alice.id)
+    delete_at_stripe(shop, before)
+    shop.buy(alice, 2500)
+    ((after,),) = shop.rows("SELECT stripe_customer_id FROM users WHERE id = ?", alice.id)
+    assert after != before and shop.balance(alice) == 3500
+    assert "was deleted at Stripe" in shop.world.daemon.program.text()
+    assert reconcile(shop)["review"] == [], "what the old one had bought is hers all the same"
+    shop.till.refund(old)
+    assert shop.balance(alice) == 2500
+    saved = {"enabled": True, "below": 0, "amount": 1000, "daily_cap": 1000}
+    assert shop.ask(alice, "POST", "auto-topup", saved).status == 200
+    shop.till.reset()
+    refused = shop.ask(alice, "POST", "auto-topup", saved)
+    assert refused.status == 400 and "no saved card" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("kind", ["error_500", "error_500_after"])
+def test_a_checkout_that_stripe_could_not_make_is_tried_again_under_the_same_key(own_shop: Shop, kind: str) -> None:
+    shop, alice = own_shop, own_shop.world.customer(0)
+    shop.till.fault(kind, path="/v1/checkout/sessions", method="POST", times=3)
+    purchase = {"type": "credits", "amount": 1000}
+    refused = shop.ask(alice, "POST", "checkout", purchase, idempotency_key="k1")
+    assert refused.status == 503 and "Try again" in refused.json()["error"]["message"]
+    shop.till.no_faults()
+    first, again = (shop.ask(alice, "POST", "checkout", purchase, idempotency_key="k1") for _ in range(2))
+    assert (first.status, first.json()) == (200, again.json()), first.data
+    assert sorted(each["failure"] or "" for each in shop.listed(alice)) == ["", "not_opened"]
+    assert shop.rows("SELECT count(*) FROM notices") == [(0,)]
 
 
 # --- setting it up --------------------------------------------------------------------------------------------

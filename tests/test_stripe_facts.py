@@ -10,7 +10,9 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from goosestack.stripe_facts import EVENTS, Event, Invoice, Unreadable, open_event, read, read_object
+from goosestack.notices import later
+from goosestack.stripe_facts import EVENTS, LATEST, Event, Invoice, Unreadable, open_event, read, read_object
+from goosestack.subscriptions import iso
 from tests.bookings import (
     START,
     Bookings,
@@ -127,3 +129,24 @@ def test_what_was_put_in_the_place_of_an_id_is_read_by_its_id() -> None:
     found["payments"] = {"data": [{"payment": {"payment_intent": {"id": "pi_9"}}}]}
     (read_,) = read_object(found, START)
     assert isinstance(read_, Invoice) and (read_.customer, read_.intent) == ("cus_1", "pi_9")
+
+
+@pytest.mark.parametrize("time", [1 << 33, 1 << 49, -1, 1.5, None, "now"])
+def test_a_time_that_no_date_can_be_written_for_is_unreadable(time: object) -> None:
+    line = copy.deepcopy(invoice("1", START, None)["lines"])
+    line["data"][0]["period"]["end"] = time
+    for about in (invoice("1", START, None, created=time), invoice("1", START, None, lines=line)):
+        with pytest.raises(Unreadable):
+            read_object(about, START)
+    if time is not None:
+        with pytest.raises(Unreadable):
+            read_object(subscription(None, "canceled", ended_at=time), START)
+    body = {"id": "evt_1", "object": "event", "type": "charge.refunded", "created": time, "livemode": False}
+    with pytest.raises(Unreadable):
+        open_event(json.dumps({**body, "data": {"object": {}}}).encode())
+
+
+def test_the_latest_time_can_be_written() -> None:
+    (found,) = read_object(invoice("1", LATEST - 1, None), START)
+    assert isinstance(found, Invoice)
+    assert later(iso(found.lines[0].until), 720 * 3_600) == "2242-04-15T12:56:31.000Z"

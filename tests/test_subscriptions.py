@@ -10,7 +10,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from goosestack import accounts, payments, subscriptions
+from goosestack import accounts, inbox, payments, subscriptions
+from goosestack.stripe_facts import read_object
 from goosestack.subscriptions import iso
 from tests.bookings import (
     MONTH_S,
@@ -156,11 +157,85 @@ def test_a_price_that_was_sold_before_still_counts_when_another_is_sold_now() ->
 
 
 def test_who_has_a_subscription_that_goes_on_is_not_sold_another(books: Bookings) -> None:
-    assert not subscriptions.running(books.db, books.alice, NOW)
+    assert not subscriptions.running(books.db, books.alice)
     books.tell("customer.subscription.created", subscription(None, "active"))
-    assert subscriptions.running(books.db, books.alice, NOW)
+    assert subscriptions.running(books.db, books.alice)
     books.tell("customer.subscription.deleted", subscription(None, "canceled"), START + 50)
-    assert not subscriptions.running(books.db, books.alice, NOW)
+    assert not subscriptions.running(books.db, books.alice)
+
+
+@pytest.mark.parametrize("status", ["active", "past_due", "trialing"])
+def test_a_subscription_that_goes_on_is_not_sold_again_between_a_periods_end_and_its_next_invoice(
+    books: Bookings, status: str
+) -> None:
+    books.tell("invoice.paid", invoice("1", MONTH_S, None, price=PRICE))
+    books.tell("customer.subscription.updated", subscription(None, status), MONTH_S)
+    assert str(books.pro_until()) < NOW
+    assert subscriptions.running(books.db, books.alice)
+
+
+def test_a_subscription_whose_first_payment_is_not_made_does_not_stand_in_the_way_of_another(books: Bookings) -> None:
+    books.tell("customer.subscription.created", subscription(None, "incomplete"))
+    assert not subscriptions.running(books.db, books.alice)
+    books.tell("invoice.paid", invoice("1", END, None, price=PRICE))
+    assert subscriptions.running(books.db, books.alice), "it is paid, whatever else was not told"
+
+
+HOUR_S = 3_600
+
+
+def test_a_subscription_that_goes_on_is_pro_until_its_next_invoice_can_be_paid() -> None:
+    books = Bookings(PRICE, pro_grace_s=3 * HOUR_S)
+    books.tell("invoice.paid", invoice("1", END, None, price=PRICE))
+    books.tell("customer.subscription.updated", subscription(None, "active"), END)
+    assert books.pro_until() == iso(END + 3 * HOUR_S)
+    books.tell("customer.subscription.updated", subscription(None, "past_due"), END + HOUR_S)
+    assert books.pro_until() == iso(END), "its next payment has failed: there is nothing to wait for"
+    books.tell("invoice.paid", invoice("2", END + MONTH_S, None, price=PRICE))
+    books.tell("customer.subscription.updated", subscription(None, "active"), END + 2 * HOUR_S)
+    assert books.pro_until() == iso(END + MONTH_S + 3 * HOUR_S)
+    ended = subscription(None, "canceled", ended_at=END + MONTH_S)
+    books.tell("customer.subscription.deleted", ended, END + MONTH_S)
+    assert books.pro_until() == iso(END + MONTH_S)
+    books.close()
+
+
+def look(books: Bookings, status: str, at: int) -> list[str]:
+    """What reconciliation finds changed when it looks at the subscription."""
+    touched, doubts = inbox.absorb(books.db, read_object(subscription(None, status), at), books.terms, iso(at))
+    assert doubts == []
+    return inbox.refold(books.db, touched, books.terms, iso(at))[0]
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_paused_subscription_is_the_same_however_often_it_is_looked_at(books: Bookings, told: bool) -> None:
+    books.tell("invoice.paid", invoice("1", END, None, price=PRICE))
+    if told:
+        books.tell("customer.subscription.updated", subscription(None, "paused"), START + 100)
+    first = look(books, "paused", START + 1000)
+    assert bool(first) is not told
+    ends = iso(START + (100 if told else 1000))
+    assert [look(books, "paused", START + seconds) for seconds in (2000, 3000)] == [[], []]
+    assert books.pro_until() == ends
+    assert look(books, "active", START + 4000) != [] and books.pro_until() == iso(END)
+    assert look(books, "paused", START + 5000) != [] and books.pro_until() == iso(START + 5000)
+
+
+def test_a_purchase_that_is_anothers_by_its_subscription_is_reviewed(books: Bookings) -> None:
+    first, second = books.sold_pro(PRICE), books.sold_pro(PRICE)
+    books.tell("checkout.session.completed", pro_checkout(first))
+    assert books.tell("invoice.paid", invoice("1", END, second, price=PRICE)) == "review"
+    assert books.tell("invoice.paid", invoice("1", END, first, price=PRICE, subscription="sub_2")) == "review"
+    assert books.pro_until() is None
+    assert books.tell("invoice.paid", invoice("1", END, first, price=PRICE)) == "applied"
+
+
+def test_an_invoice_is_listed_once_wherever_stripe_shows_it(books: Bookings) -> None:
+    for at, name in enumerate("zab"):
+        page = f"https://invoice.example.com/{name}"
+        books.tell("invoice.paid", invoice("1", END, None, price=PRICE, hosted_invoice_url=page), START + at)
+    listed = subscriptions.invoices(books.db, books.alice)
+    assert [(each["id"], each["receipt_url"]) for each in listed] == [("in_1", "https://invoice.example.com/b")]
 
 
 def told(payment: payments.Payment) -> list[tuple[str, dict[str, Any], int]]:

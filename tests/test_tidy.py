@@ -23,7 +23,7 @@ PRODUCT = ROOT / "goosestack"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("", "errors"),
     ("config", "wire", "store", "http", "logs", "metrics", "stream", "stripe_facts"),
-    ("ledger", "notices", "plans", "pricing", "tokenizer", "demo", "till"),
+    ("ledger", "notices", "plans", "pricing", "tokenizer", "demo", "facts", "till"),
     ("accounts", "allowance", "limits", "sinks", "upstream"),
     ("auth", "meters", "payers", "payments", "plan_table", "supabase", "usage"),
     ("autotopup", "bidding", "subscriptions"),
@@ -76,6 +76,7 @@ LONG_FILES: Mapping[str, str] = {
     "goosestack/app.py": "the whole wiring: every route, every job, every part",
     "goosestack/relay.py": "the life of a hold, top to bottom",
     "goosestack/ledger.py": "the heart in one piece: verbs and their check",
+    "goosestack/stripe_facts.py": "every object of Stripe's that says something: its shape, and how it is read",
     "goosestack/pricing.py": "the price book, its two formulas and the reading of prices.toml",
     "goosestack/wire/anthropic_messages.py": "one format, whole",
 }

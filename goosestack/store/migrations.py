@@ -172,8 +172,10 @@ MIGRATIONS: tuple[str, ...] = (
         user_id    TEXT NOT NULL REFERENCES users (id),
         key        TEXT NOT NULL,
         payment_id TEXT NOT NULL REFERENCES payments (id),
+        created_at TEXT NOT NULL,
         PRIMARY KEY (user_id, key)
     ) STRICT;
+    CREATE INDEX payment_requests_by_age ON payment_requests (created_at);
 
     CREATE TABLE subscriptions (
         id         TEXT PRIMARY KEY,
@@ -194,6 +196,16 @@ MIGRATIONS: tuple[str, ...] = (
         detail TEXT NOT NULL,
         PRIMARY KEY (about, name, object, amount, at, detail)
     ) STRICT;
+    CREATE INDEX stripe_facts_by_object ON stripe_facts (name, object, about);
+
+    -- Where a receipt or an invoice is shown, by the latest word of it: Stripe renews these addresses.
+    CREATE TABLE stripe_pages (
+        object TEXT PRIMARY KEY,
+        about  TEXT NOT NULL,
+        url    TEXT NOT NULL,
+        at     INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX stripe_pages_by_about ON stripe_pages (about);
 
     CREATE TABLE stripe_events (
         id          TEXT PRIMARY KEY,
@@ -204,7 +216,9 @@ MIGRATIONS: tuple[str, ...] = (
         reason      TEXT NOT NULL DEFAULT '',
         received_at TEXT NOT NULL
     ) STRICT;
+    CREATE INDEX stripe_events_by_reason ON stripe_events (reason) WHERE status IN ('review', 'reviewed');
     CREATE INDEX stripe_events_to_review ON stripe_events (id) WHERE status = 'review';
+    CREATE INDEX stripe_events_with_body ON stripe_events (received_at) WHERE body <> '' AND status <> 'review';
 
     CREATE TABLE auto_topups (
         user_id    TEXT PRIMARY KEY REFERENCES users (id),
@@ -213,6 +227,23 @@ MIGRATIONS: tuple[str, ...] = (
         amount     INTEGER NOT NULL,
         daily_cap  INTEGER NOT NULL,
         updated_at TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX auto_topups_enabled ON auto_topups (user_id) WHERE enabled = 1;
+
+    -- Automatic top-ups that we began and have not brought to an end: no other payment is ever charged by us.
+    CREATE TABLE attempts (
+        payment_id TEXT PRIMARY KEY REFERENCES payments (id),
+        step       TEXT NOT NULL CHECK (step IN ('ask', 'look', 'link')),
+        tries      INTEGER NOT NULL DEFAULT 0,
+        asked_at   TEXT NOT NULL,
+        next_at    TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX attempts_due ON attempts (next_at);
+
+    -- Of users whose customer at Stripe was deleted there.
+    CREATE TABLE former_customers (
+        customer TEXT PRIMARY KEY,
+        user_id  TEXT NOT NULL REFERENCES users (id)
     ) STRICT;
 
     CREATE TABLE reconciliations (
@@ -230,11 +261,13 @@ MIGRATIONS: tuple[str, ...] = (
         created_at   TEXT NOT NULL
     ) STRICT;
     CREATE INDEX notices_due ON notices (next_at) WHERE next_at IS NOT NULL;
+    CREATE INDEX notices_delivered ON notices (delivered_at) WHERE delivered_at IS NOT NULL;
 
     CREATE TABLE low_balances (
         account_id INTEGER PRIMARY KEY REFERENCES accounts (id),
         told_at    TEXT NOT NULL
     ) STRICT;
+    CREATE INDEX accounts_by_balance ON accounts (balance) WHERE unit = 'usd_cents' AND ref = '';
     """,
     """
     CREATE TABLE identities (
