@@ -297,7 +297,9 @@ async def _open(
     sinks = wiring.sinks_of(config, client, utc_now)
     meters = tuple(Meter(store, sink, gateway, utc_now, random.SystemRandom()) for sink in sinks)
     api = Api(gateway, health, signups, config.admin_token)
-    return Parts(config, store, gateway, api, health, plans, *selling(config, gateway, till, client), supabase, meters)
+    return Parts(
+        config, store, gateway, api, health, plans, *selling(config, gateway, plans, till, client), supabase, meters
+    )
 
 
 @asynccontextmanager
@@ -446,7 +448,7 @@ def till_of(config: Config) -> StripeTill | None:
         ) from None
 
 
-def shop_of(config: Config) -> Shop:
+def shop_of(config: Config, plans: Plans) -> Shop:
     """What is sold. Raises Refusal where a buyer would be sent nowhere."""
     live = config.stripe_secret_key is not None and config.stripe_secret_key[3:].startswith("live_")
     pages = {
@@ -464,6 +466,7 @@ def shop_of(config: Config) -> Shop:
             config.stripe_pro_price_id,
             notify=config.notify_webhook_url is not None,
             pro_grace_s=config.pro_grace_hours * 3_600,
+            plans=plans if config.plan_source == "subscription" else None,
         ),
         topups={topup.cents: topup.cents + topup.bonus for topup in config.topups},
         secrets=config.stripe_webhook_secret or (),
@@ -474,21 +477,21 @@ def shop_of(config: Config) -> Shop:
 
 
 def selling(
-    config: Config, gateway: Gateway, till: Till | None, client: Client
+    config: Config, gateway: Gateway, plans: Plans, till: Till | None, client: Client
 ) -> tuple[Billing, Cashier | None, Notifier | None]:
     """What sells; what asks Stripe by itself, if there is a till; what tells the operator, if there is an address."""
-    billing, store = Billing(gateway, shop_of(config), till), gateway.store
-    cashier = None if till is None else cashier_of(config, store, till, gateway.alert, billing.sell)
+    billing, store = Billing(gateway, shop_of(config, plans), till), gateway.store
+    cashier = None if till is None else cashier_of(config, plans, store, till, gateway.alert, billing.sell)
     url, secret = config.notify_webhook_url, config.notify_webhook_secret
     notifier = None if url is None else Notifier(store, client, url, secret, utc_now, config.low_balance_cents)
     return billing, cashier, notifier
 
 
 def cashier_of(
-    config: Config, store: Store, till: Till, alert: Callable[..., None], sell: Sell | None = None
+    config: Config, plans: Plans, store: Store, till: Till, alert: Callable[..., None], sell: Sell | None = None
 ) -> Cashier:
     """What asks Stripe by itself."""
-    shop = shop_of(config)
+    shop = shop_of(config, plans)
     return Cashier(
         store=store,
         till=till,

@@ -317,7 +317,7 @@ def ask_all(verb: str, **args: object) -> Iterator[Any]:
 def _asked(config: Config, verb: str, args: Mapping[str, object]) -> Any:
     def cashier(store: Store) -> Cashier | None:
         till = app.till_of(config) if verb in ("stripe_reconcile", "stripe_setup") else None
-        return None if till is None else app.cashier_of(config, store, till, _say_alert)
+        return None if till is None else app.cashier_of(config, _plans(config), store, till, _say_alert)
 
     try:
         with _refusals():

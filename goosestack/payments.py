@@ -15,6 +15,7 @@ from goosestack import ledger
 from goosestack.accounts import new_id
 from goosestack.facts import Fact, disputes, facts_about, keep, keep_first, keep_page, page_about, refunds
 from goosestack.notices import later, tell
+from goosestack.plans import Plans
 from goosestack.store import Tx
 from goosestack.stripe_facts import Charged, Checkout, Dispute, Intent, Refund
 
@@ -44,6 +45,8 @@ class Terms:
     notify: bool = False
     pro_grace_s: int = 0
     """How long Pro lasts beyond a paid period while its subscription goes on: an invoice takes its time."""
+    plans: Plans | None = None
+    """Those that a subscription's price can give; None where something else says which plan a user has."""
 
 
 @dataclass(frozen=True, slots=True)

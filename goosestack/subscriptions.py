@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from goosestack import plans
 from goosestack.accounts import set_paid_pro
 from goosestack.facts import Fact, disputes, facts_about, keep, keep_page, refunds
 from goosestack.notices import later, tell
@@ -165,8 +166,9 @@ def note_invoice(tx: Tx, news: Invoice, terms: Terms, now: str) -> str | None:
     payment = find(tx, "id", named) or find(tx, "subscription_id", news.subscription)
     periods = [(line, _price(line, payment)) for line in news.lines if line.amount > 0]
     if news.state == "paid":
+        known = frozenset() if terms.plans is None else terms.plans.prices
         if payment is not None and not any(
-            price in (AD_HOC, payment.price_id, terms.pro_price) for _, price in periods
+            price in (AD_HOC, payment.price_id, terms.pro_price) or price in known for _, price in periods
         ):
             raise Review(f"{payment.id}: {news.id} is not for what was sold")
         keep(
@@ -254,7 +256,12 @@ def refold(tx: Tx, subscription: str, terms: Terms, now: str) -> Change:
     if row is None:
         return Change()
     user_id, status, until = row
-    stands = fold(_gather(tx, subscription), prices(tx, subscription, terms))
+    facts = _gather(tx, subscription)
+    if terms.plans is not None:
+        at = {price: fold(facts, frozenset((price,))).until for price in terms.plans.prices}
+        paid_at = {price: None if end is None else iso(end) for price, end in at.items()}
+        plans.set_from_subscription(tx, terms.plans, user_id, subscription, paid_at, now)
+    stands = fold(facts, prices(tx, subscription, terms))
     paid = None if stands.until is None else iso(stands.until)
     tx.execute(
         "UPDATE subscriptions SET price_id = ?, status = ?, until = ?, updated_at = ? WHERE id = ?",
@@ -276,8 +283,13 @@ def iso(seconds: int) -> str:
 
 
 def running(tx: Tx, user_id: str) -> bool:
-    """Whether the user has a subscription that goes on, so that another would be paid for twice."""
-    rows = tx.execute("SELECT status FROM subscriptions WHERE user_id = ?", (user_id,)).fetchall()
+    """Whether the user has a subscription to Pro that goes on, so that another would be paid for twice: one that was
+    paid at a price of Pro, or bought as that. One to a plan is none."""
+    rows = tx.execute(
+        "SELECT status FROM subscriptions AS s WHERE user_id = ? AND (price_id IS NOT NULL"
+        " OR EXISTS (SELECT 1 FROM payments WHERE subscription_id = s.id))",
+        (user_id,),
+    ).fetchall()
     return any(status in RUNNING for (status,) in rows)
 
 
