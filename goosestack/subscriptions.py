@@ -283,11 +283,11 @@ def iso(seconds: int) -> str:
 
 
 def running(tx: Tx, user_id: str) -> bool:
-    """Whether the user has a subscription to Pro that goes on, so that another would be paid for twice: one that was
-    paid at a price of Pro, or bought as that. One to a plan is none."""
+    """Whether the user has a subscription that goes on, so that another would be paid for twice; one that is known to be
+    paid at other prices alone is none."""
     rows = tx.execute(
         "SELECT status FROM subscriptions AS s WHERE user_id = ? AND (price_id IS NOT NULL"
-        " OR EXISTS (SELECT 1 FROM payments WHERE subscription_id = s.id))",
+        " OR NOT EXISTS (SELECT 1 FROM stripe_facts WHERE about = s.id AND name = 'period'))",
         (user_id,),
     ).fetchall()
     return any(status in RUNNING for (status,) in rows)

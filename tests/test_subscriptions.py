@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from goosestack import accounts, inbox, payments, subscriptions
+from goosestack import accounts, inbox, payments, plans, subscriptions
 from goosestack.stripe_facts import read_object
 from goosestack.subscriptions import iso
 from tests.bookings import (
@@ -277,3 +278,56 @@ def test_every_order_of_the_four_events_that_suffice_ends_the_same() -> None:
     expected = ends([0, 2, 4, 5])
     for order in itertools.permutations([0, 2, 4, 5]):
         assert ends(list(order)) == expected
+
+
+# --- a price that gives a plan --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sold_plans() -> Iterator[Bookings]:
+    """Books in which `price_basic` gives the plan basic."""
+    books = Bookings(PRICE)
+    books.terms = replace(books.terms, plans=PLANS)
+    yield books
+    books.close()
+
+
+PLANS = plans.load('[basic]\nstripe_prices = ["price_basic"]\n')
+
+
+def plan_of(books: Bookings, at: int) -> str:
+    return plans.of_user(books.db, PLANS, books.alice, iso(at)).plan.name
+
+
+def test_a_paid_invoice_at_its_price_gives_a_plan_until_the_end_of_the_period_and_no_pro(sold_plans: Bookings) -> None:
+    assert plan_of(sold_plans, START + 5) == "free"
+    assert sold_plans.tell("invoice.paid", invoice("1", END, None, price="price_basic")) == "applied"
+    assert (plan_of(sold_plans, START + 5), plan_of(sold_plans, END + 5)) == ("basic", "free")
+    assert sold_plans.pro_until() is None
+    assert not subscriptions.running(sold_plans.db, sold_plans.alice), "Pro can still be bought"
+
+
+def test_a_subscription_that_is_cancelled_at_once_takes_its_plan_along(sold_plans: Bookings) -> None:
+    sold_plans.tell("invoice.paid", invoice("1", END, None, price="price_basic"))
+    sold_plans.tell("customer.subscription.deleted", subscription(None, "canceled"), START + 50)
+    assert (plan_of(sold_plans, START + 40), plan_of(sold_plans, START + 60)) == ("basic", "free")
+
+
+def test_every_order_of_a_plans_events_gives_the_same_plan(sold_plans: Bookings) -> None:
+    events = [
+        ("invoice.paid", invoice("1", END, None, price="price_basic"), START),
+        ("invoice.paid", invoice("2", END + MONTH_S, None, price="price_basic"), END),
+        ("customer.subscription.deleted", subscription(None, "canceled", ended_at=END + 100), END + 100),
+    ]
+    for order in itertools.permutations(events):
+        books = Bookings(PRICE)
+        books.terms = sold_plans.terms
+        for type, about, at in order:
+            books.tell(type, about, at)
+        assert (plan_of(books, END + 50), plan_of(books, END + 150)) == ("basic", "free")
+        books.close()
+
+
+def test_where_something_else_says_the_plan_a_price_gives_none(books: Bookings) -> None:
+    books.tell("invoice.paid", invoice("1", END, None, price="price_basic"))
+    assert plan_of(books, START + 5) == "free"
