@@ -283,8 +283,8 @@ def iso(seconds: int) -> str:
 
 
 def running(tx: Tx, user_id: str) -> bool:
-    """Whether the user has a subscription that goes on, so that another would be paid for twice; one that is known to be
-    paid at other prices alone is none."""
+    """Whether the user has a subscription that goes on, so that another would be paid for twice; one that is known to
+    be paid at other prices alone is none."""
     rows = tx.execute(
         "SELECT status FROM subscriptions AS s WHERE user_id = ? AND (price_id IS NOT NULL"
         " OR NOT EXISTS (SELECT 1 FROM stripe_facts WHERE about = s.id AND name = 'period'))",

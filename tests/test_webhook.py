@@ -192,7 +192,9 @@ WELL_FORMED = f"t={int(time.time())},v1=" + "0" * 64
 
 
 @pytest.mark.parametrize(
-    "header", [None, "", "stripe", "t=1", "v1=" + "0" * 64, "t=1,v1=0", "t=x,v1=" + "0" * 64, WELL_FORMED + "\xe9"]
+    "header",
+    [None, "", "stripe", "t=1", "v1=" + "0" * 64, "t=1,v1=0", "t=x,v1=" + "0" * 64, WELL_FORMED + "\xe9"],
+    ids=["none", "empty", "a word", "no digest", "no time", "a short digest", "a time that is none", "beyond ASCII"],
 )
 def test_what_bears_no_signature_is_refused_before_its_body_comes(door: World, header: str | None) -> None:
     with begin_to_send(door, f"10.5.{len(header or '')}.1", header, 262_144, 0) as connection:
