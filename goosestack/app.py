@@ -457,7 +457,8 @@ def shop_of(config: Config, plans: Plans) -> Shop:
         "PORTAL_RETURN_URL": config.portal_return_url or config.public_url,
     }
     missing = [name for name, url in pages.items() if url is None]
-    if config.stripe_secret_key is not None and missing:
+    reports = config.stripe_webhook_secret is None and "stripe_meter" in config.meters  # the key is for that alone
+    if config.stripe_secret_key is not None and missing and not reports:
         raise Refusal(f"STRIPE_SECRET_KEY is set, so buyers need to be sent somewhere: set PUBLIC_URL or {missing[0]}")
     success, cancel, portal = (url or "" for url in pages.values())
     return Shop(

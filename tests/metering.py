@@ -170,7 +170,10 @@ class Till:
         self.count = 0
         now, db = self.clock.now(), self.books.db
         for user, customer in USERS.items():
-            db.execute("INSERT INTO users VALUES (?, ?, ?, NULL, ?)", (user, f"{user}@example.com", customer, now))
+            db.execute(
+                "INSERT INTO users (id, email, stripe_customer_id, created_at) VALUES (?, ?, ?, ?)",
+                (user, f"{user}@example.com", customer, now),
+            )
             for unit, ref in (("usd_cents", ""), ("usd_cents", "overage:2026-11"), ("tokens", "2026-11")):
                 account = ledger.open_account(db, user, unit, now, ref)
                 ledger.post(db, account, "grant", f"{user} {unit} {ref}", 1_000_000_000, now)

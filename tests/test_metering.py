@@ -365,6 +365,7 @@ def routed(folder: Path, receivers: Receivers) -> Iterator[World]:
     assert world.daemon.program.stop() == 0
     router = f"{world.upstream.url}/v1"
     world.daemon.env |= {
+        "PRICES_FILE": str(folder / "prices.toml"),
         "OPENROUTER_API_KEY": OPENAI_KEY,
         "OPENROUTER_BASE_URL": router,
         "LITELLM_API_KEY": OPENAI_KEY,
@@ -417,7 +418,7 @@ def test_what_a_router_charged_is_what_is_metered(
         ({"METERS": "openmeter"}, "METERS has openmeter, which needs OPENMETER_URL"),
         ({"METERS": "stripe_meter"}, "METERS has stripe_meter, which needs STRIPE_SECRET_KEY"),
         (
-            {"METERS": "stripe_meter", "STRIPE_SECRET_KEY": "sk_test_canary"},
+            {"METERS": "stripe_meter", "STRIPE_SECRET_KEY": "sk_test_canary00"},
             "METERS has stripe_meter, which needs STRIPE_METER_EVENT",
         ),
         ({"METERS": "supabase"}, "METERS has supabase, which needs SUPABASE_URL"),

@@ -239,7 +239,7 @@ def test_a_user_with_an_sdk_spends_their_own_credits_by_their_token(world: World
             model="gpt-4o-mini", messages=[{"role": "user", "content": "Hello"}], stream=True
         )
         assert "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
-    (user,) = (user for user in world.verb("user_list") if user["email"] == f"{sub[:8]}@example.com")
+    (user,) = (user for user in world.verb("user_list", after="") if user["email"] == f"{sub[:8]}@example.com")
     rows = [row for row in world.rows() if row["user_id"] == user["id"]]
     assert [(row["status"], row["key_id"]) for row in rows] == [("settled", None)] * 2
 

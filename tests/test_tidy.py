@@ -73,6 +73,8 @@ FAMILIES: Mapping[str, tuple[tuple[str, ...], ...]] = {
 
 LONG_FILES: Mapping[str, str] = {
     "goosestack/cli.py": "every command, each a few lines",
+    "goosestack/api.py": "the small endpoints, each a few lines",
+    "goosestack/config.py": "every setting, once",
     "goosestack/app.py": "the whole wiring: every route, every job, every part",
     "goosestack/relay.py": "the life of a hold, top to bottom",
     "goosestack/ledger.py": "the heart in one piece: verbs and their check",

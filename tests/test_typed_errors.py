@@ -22,7 +22,11 @@ ROUTES = WIRES + OWN
 OPEN = ("/", "/health", "/v1/models", "/v1/models/gpt-4o-mini", "/v1/pricing")
 OPERATORS = ("/readyz", "/metrics")
 UNLIMITED = ("/", "/health", *OPERATORS)
-CALLERS = [(method, path) for method, path in ROUTES if path not in (*OPEN, *OPERATORS)]
+CALLERS = [
+    (method, path)
+    for method, path in ROUTES
+    if path not in (*OPEN, *OPERATORS) and not path.startswith("/billing/")  # they need something to sell
+]
 
 
 @pytest.fixture
@@ -97,6 +101,8 @@ def test_429_for_asking_too_often(folder: Path) -> None:
     world = World.create(folder, RATE_LIMIT_MAX_REQUESTS="1")
     try:
         for method, path in ROUTES:
+            if path == "/billing/webhook":
+                continue  # Stripe is not counted, but where nothing is sold there is nothing
             with Mallory(world, cents=0) as mallory:
                 key = None if path in OPEN else ""
                 mallory.ask(path, sent_to(method, path), key=key, method=method)
