@@ -210,15 +210,6 @@ def list_keys(tx: Tx, user_id: str | None = None) -> list[dict[str, object]]:
     return [dict(zip(names, (*row[:3], bool(row[3]), *row[4:]), strict=True)) for row in rows]
 
 
-def list_users(tx: Tx) -> list[dict[str, object]]:
-    """All users: `id`, `email`, `pro_until`, `balance_cents`, `created_at`."""
-    rows = tx.execute(
-        "SELECT u.id, u.email, u.pro_until, c.balance_cents, u.created_at FROM users u"
-        " JOIN credits c ON c.user_id = u.id ORDER BY u.id"
-    )
-    return [dict(zip(("id", "email", "pro_until", "balance_cents", "created_at"), row, strict=True)) for row in rows]
-
-
 def show_user(tx: Tx, user_id: str) -> dict[str, object]:
     """A user as they may see themselves: `id`, `email`, `pro_until`, `created_at`."""
     row = tx.execute("SELECT id, email, pro_until, created_at FROM users WHERE id = ?", (user_id,)).fetchone()

@@ -238,6 +238,7 @@ class Api:
         where that is less than the operator lets them; null for no cap of their own."""
         caller = await self._caller(request)
         body = await self._body(request, {"cents"})
+        self._gateway.still_stands(caller)
         cents = body.get("cents")
         if "cents" not in body or (cents is not None and (type(cents) is not int or not 0 <= cents <= MOST_CENTS)):
             raise errors.Invalid(

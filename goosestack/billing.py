@@ -303,12 +303,13 @@ class Billing:
 
     async def _caller(self, request: Request) -> Principal:
         caller = await self.gateway.identify(request.scope)
-        await self.gateway.admit(caller)
+        request.scope["state"]["limits"] = await self.gateway.admit(caller)
         return caller
 
     async def _body(self, request: Request, caller: Principal, known: set[str]) -> Body:
         raw = await read_body(self.gateway, request.scope, request.receive, MOST_BODY_BYTES, caller.user_id)
         self.gateway.give_body(caller.user_id, len(raw))
+        self.gateway.still_stands(caller)
         body = fields.parse(raw)
         if unknown := set(body) - known:
             raise errors.Invalid(reason=f"unknown field `{min(unknown)[:64]}`", param=min(unknown)[:64])

@@ -101,13 +101,18 @@ class Gateway(Desk):
         other requests have come in, the key may have been revoked, and a stop may have begun meanwhile."""
         if self.stopping:
             raise errors.ShuttingDown()
-        if caller.key_id in self.revoked:
-            raise errors.NotAuthenticated()
+        self.still_stands(caller)
         most = self.most_in_flight(caller)
         if most and sum(relay.caller.user_id == caller.user_id for relay in self.live.values()) >= most:
             raise errors.TooManyInFlight(limit=most, headers={**headers, "retry-after": "1"})
         if self.store.full:
             raise errors.StoreUnavailable(headers={**headers, "retry-after": "10"})
+
+    def still_stands(self, caller: Principal) -> None:
+        """Raise where the caller's key was revoked since it was looked up: asked once the body is there, which may have
+        taken its time."""
+        if caller.key_id in self.revoked:
+            raise errors.NotAuthenticated()
 
     def tick(self) -> None:
         """Every second: keep quiet streams alive, drop clients who stopped reading, forget keys that ended long ago."""

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from goosestack import accounts, app, errors, usage
+from goosestack import accounts, app, errors, ledger, usage
 from goosestack.accounts import Principal
 from goosestack.api import PAGE_ROWS, Table
 from goosestack.config import Config
@@ -41,6 +41,7 @@ async def opened(folder: Path) -> AsyncIterator[app.Parts]:
     config = Config(db_path=folder / "a.db", openai_api_key="sk-test", prices_file=PRICES, log_level="error")
     async with app.running(config) as parts:
         yield parts
+        assert (await parts.store.read(lambda tx: ledger.check(tx, full=True))).wrong == []
 
 
 def _sign_up(tx: Tx) -> tuple[Principal, str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -12,7 +14,7 @@ from goosestack.subscriptions import iso
 from tests.asking import ask, chat, directed
 from tests.shops import PUBLIC, Shop, make_price
 from tests.tills import Till
-from tests.world import Customer, until
+from tests.world import PATIENCE_S, Customer, until
 
 
 def talk(shop: Shop, customer: Customer, **headers: str) -> int:
@@ -349,3 +351,40 @@ def test_pro_at_a_price_of_stripes(folder: Path) -> None:
         assert shop.rows("SELECT id, price_id FROM subscriptions") == [(subscription, price)]
     finally:
         shop.close()
+
+
+# --- whose key ends meanwhile -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/billing/checkout", b'{"type":"credits","amount":1000}'),
+        ("/billing/auto-topup", b'{"enabled":false}'),
+        ("/api/me/spending-cap", b'{"cents":5}'),
+    ],
+)
+def test_a_key_that_is_revoked_before_the_body_has_come_does_nothing(shop: Shop, path: str, body: bytes) -> None:
+    alice = shop.world.customer()
+    place = urlsplit(shop.world.url)
+    with (
+        socket.create_connection((place.hostname, place.port), timeout=PATIENCE_S) as connection,
+        connection.makefile("rb") as answer,
+    ):
+        head = f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {alice.key}\r\nconnection: close\r\n"
+        head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\nexpect: 100-continue\r\n\r\n"
+        connection.sendall(head.encode())
+        assert b" 100 " in answer.readline(), "it is known who asks, and the body is waited for"
+        assert answer.readline() == b"\r\n"
+        shop.world.verb("key_revoke", key=alice.key_id)
+        connection.sendall(body)
+        assert answer.readline().split()[1] == b"401"
+    assert shop.rows("SELECT count(*) FROM payments WHERE user_id = ?", alice.id) == [(0,)]
+    assert shop.rows("SELECT count(*) FROM auto_topups WHERE user_id = ?", alice.id) == [(0,)]
+    assert shop.rows("SELECT count(*) FROM spending_caps WHERE user_id = ?", alice.id) == [(0,)]
+
+
+def test_every_answer_about_money_says_how_often_may_be_asked(shop: Shop) -> None:
+    reply = shop.ask(shop.world.customer(), "GET", "payments")
+    assert reply.status == 200
+    assert {f"x-ratelimit-{what}-requests" for what in ("limit", "remaining", "reset")} <= set(reply.headers)

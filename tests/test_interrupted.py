@@ -76,6 +76,8 @@ async def shop(folder: Path, cents: int) -> AsyncIterator[tuple[app.Parts, Princ
     try:
         async with app.running(config) as parts:
             yield parts, await parts.store.write(_customer, cents)
+            books = await parts.store.read(lambda tx: ledger.check(tx, full=True))
+            assert books.wrong == []
     finally:
         await runner.cleanup()
 
@@ -159,8 +161,6 @@ async def test_a_relay_that_is_interrupted_anywhere_leaves_no_hold(
         assert places >= 3
         assert parts.gateway.live == {}
         assert parts.gateway.body_bytes == 0
-        books = await parts.store.read(lambda tx: ledger.check(tx, full=True))
-        assert books.wrong == []
 
 
 async def test_a_bid_that_cannot_be_held_is_refused_wherever_it_is_interrupted(tmp_path: Path) -> None:
