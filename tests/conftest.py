@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.shops import Shop
+from tests.tills import Till
 from tests.world import World
 
 
@@ -42,6 +43,21 @@ def shop(shared_shop: Shop) -> Iterator[Shop]:
     shared_shop.till.call("DELETE", "/delivery")
     shared_shop.till.no_faults()
     shared_shop.world.check()
+
+
+@pytest.fixture(scope="session")
+def shared_till(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Till]:
+    """One fake Stripe for all tests that need no settings of their own."""
+    till = Till.start(tmp_path_factory.mktemp("till"))
+    yield till
+    till.stop()
+
+
+@pytest.fixture
+def till(shared_till: Till) -> Till:
+    """The shared fake Stripe, empty for each test."""
+    shared_till.reset()
+    return shared_till
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import pytest
@@ -14,20 +14,6 @@ from tests.tills import KEY, ControlError, Till
 
 SUCCESS = "https://gateway.example/done?checkout={CHECKOUT_SESSION_ID}"
 CANCEL = "https://gateway.example/"
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Till]:
-    till = Till.start(tmp_path_factory.mktemp("till"))
-    yield till
-    till.stop()
-
-
-@pytest.fixture
-def till(running: Till) -> Till:
-    """One process for all tests, empty for each."""
-    running.reset()
-    return running
 
 
 @pytest_asyncio.fixture

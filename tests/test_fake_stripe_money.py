@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,20 +15,6 @@ CREDITS = (
 )
 PRO = CREDITS.replace("mode=payment", "mode=subscription") + "&line_items[0][price_data][recurring][interval]=month"
 DAY = 86_400
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Till]:
-    till = Till.start(tmp_path_factory.mktemp("till"))
-    yield till
-    till.stop()
-
-
-@pytest.fixture
-def till(running: Till) -> Till:
-    """One process for all tests, empty for each."""
-    running.reset()
-    return running
 
 
 def made(till: Till, path: str, form: str = "") -> dict[str, Any]:

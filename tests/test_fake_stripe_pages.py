@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import re
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -26,20 +25,6 @@ CHECKOUT = {
     "line_items[0][price_data][product_data][name]": "<script>alert('goose')</script>",
 }
 PRO = {"mode": "subscription", "line_items[0][price_data][recurring][interval]": "month"}
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Till]:
-    till = Till.start(tmp_path_factory.mktemp("till"))
-    yield till
-    till.stop()
-
-
-@pytest.fixture
-def till(running: Till) -> Till:
-    """One process for all tests, empty for each."""
-    running.reset()
-    return running
 
 
 def made(till: Till, **more: str) -> dict[str, Any]:
