@@ -1,0 +1,7 @@
+"""Every proof, in the order of the scorecard."""
+
+from __future__ import annotations
+
+from tests.proofs.proof import Proof
+
+PROOFS: tuple[Proof, ...] = ()
