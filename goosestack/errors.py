@@ -80,6 +80,77 @@ class NotAuthenticated(Problem):
     openai, anthropic = ("invalid_request_error", "invalid_api_key"), "authentication_error"
 
 
+class VoucherRequired(Problem):
+    """Payment required: send a voucher in `X-DRAIN-Voucher`. `GET /v1/docs` says how."""
+
+    status, type = 402, "payment_required"
+    openai, anthropic = ("payment_required", "voucher_required"), "billing_error"
+    retry = False
+
+
+class VoucherMalformed(Problem):
+    """`X-DRAIN-Voucher` must be a JSON object of strings: channelId, amount, nonce, signature."""
+
+    status, type = 402, "payment_required"
+    openai, anthropic = ("payment_required", "invalid_voucher_format"), "billing_error"
+    retry = False
+
+
+class ChainUnknown(Problem):
+    """The state of this payment channel cannot be read from the chain just now; nothing was sent, nothing charged."""
+
+    status, type = 503, "overloaded_error"
+    openai, anthropic = ("service_unavailable_error", "chain_unknown"), "overloaded_error"
+
+
+class ChannelNotFound(Problem):
+    """Payment validation failed: channel_not_found. The contract has no open channel with this id."""
+
+    status, type = 402, "payment_required"
+    openai, anthropic = ("payment_required", "channel_not_found"), "billing_error"
+    retry = False
+
+
+class WrongProvider(Problem):
+    """Payment validation failed: wrong_provider. This channel pays somebody else."""
+
+    status, type = 402, "payment_required"
+    openai, anthropic = ("payment_required", "wrong_provider"), "billing_error"
+    retry = False
+
+
+class ChannelExpired(Problem):
+    """Payment validation failed: channel_expired. It ends too soon to be claimed; open another."""
+
+    status, type = 402, "payment_required"
+    openai, anthropic = ("payment_required", "channel_expired"), "billing_error"
+    retry = False
+
+
+class ExceedsDeposit(Problem):
+    """Payment validation failed: exceeds_deposit. The amount is more than the channel holds."""
+
+    status, type = 402, "payment_required"
+    openai, anthropic = ("payment_required", "exceeds_deposit"), "billing_error"
+    retry = False
+
+
+class VoucherSignature(Problem):
+    """Payment validation failed: invalid_signature. It must be the consumer's own: 65 bytes, with a low s."""
+
+    status, type = 402, "payment_required"
+    openai, anthropic = ("payment_required", "invalid_signature"), "billing_error"
+    retry = False
+
+
+class ChannelClosing(Problem):
+    """Payment validation failed: channel_closing. Its close has been signed; open another."""
+
+    status, type = 402, "payment_required"
+    openai, anthropic = ("payment_required", "channel_closing"), "billing_error"
+    retry = False
+
+
 class NotPermitted(Problem):
     """This needs the operator's token or a connection from the machine itself."""
 
@@ -170,6 +241,23 @@ class InsufficientFunds(Problem):
 
     status, type = 402, "insufficient_credits"
     openai, anthropic = ("insufficient_quota", "insufficient_balance"), "billing_error"
+    retry = False
+
+
+class InvalidNonce(Problem):
+    """Payment validation failed: invalid_nonce. It was used before, or is not above the last one charged."""
+
+    status, type = 402, "payment_required"
+    openai, anthropic = ("payment_required", "invalid_nonce"), "billing_error"
+    retry = False
+
+
+class VoucherFunds(Problem):
+    """Payment validation failed: insufficient_funds. This request needs {required} micro-USDC, and the voucher
+    has {provided} left."""
+
+    status, type = 402, "payment_required"
+    openai, anthropic = ("payment_required", "insufficient_funds"), "billing_error"
     retry = False
 
 

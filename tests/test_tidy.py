@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("config", "wire", "store", "http", "logs", "metrics", "stream"),
     ("ledger", "pricing", "tokenizer", "demo"),
     ("accounts", "limits", "upstream"),
-    ("auth", "bidding", "usage"),
+    ("auth", "bidding", "drain", "usage"),
     ("costing",),
     ("relay",),
     ("gateway",),
@@ -43,6 +43,7 @@ FAMILIES: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ("parts",),
         ("openai_chat", "openai_responses", "openai_embeddings", "anthropic_messages"),
     ),
+    "drain": (("", "signing"), ("abi",), ("rpc", "vouchers"), ("chain",), ("claiming",)),
     "store": (("", "migrations"), ("sqlite",)),
     "demo": (
         ("strict",),
@@ -174,6 +175,17 @@ def test_the_database_is_spoken_to_in_the_store_alone() -> None:
 def test_the_web_framework_stays_at_the_door() -> None:
     assert tops(importers_of("starlette")) <= {"app", "api", "front", "web"}
     assert tops(importers_of("uvicorn")) == {"cli"}
+
+
+def test_chains_are_known_in_one_folder() -> None:
+    libraries = ("coincurve", "eth_account", "eth_hash", "eth_keys", "eth_utils", "web3")
+    assert tops({name for library in libraries for name in importers_of(library)}) == {"drain"}
+
+
+def test_nothing_of_chains_is_loaded_where_drain_is_off() -> None:
+    ask = "import sys, goosestack.cli; print(*sorted({'coincurve', 'eth_account', 'eth_hash'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
 
 
 def test_requests_leave_through_one_client() -> None:
