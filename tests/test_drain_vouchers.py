@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
 import pytest
-from eth_account import Account
-from eth_account.messages import encode_typed_data
+from coincurve import PublicKey
 from hypothesis import given, settings, strategies as st
 
 from goosestack import errors
 from goosestack.drain import abi
 from goosestack.drain.abi import MOST, Channel
-from goosestack.drain.signing import ORDER, Signer, checksum_address, parse_address, recover
+from goosestack.drain.signing import ORDER, Signer, checksum_address, keccak256, parse_address, recover
 from goosestack.drain.vouchers import Domain, Voucher, check, parse_channel_id, parse_voucher
 from goosestack.errors import Refusal, VoucherMalformed
 from tests.chain.control import voucher_header
@@ -128,6 +129,9 @@ TYPES = {
 def test_what_eth_account_signs_is_what_is_read_here(
     chain_id: int, contract: bytes, channel_id: bytes, amount: int, nonce: int
 ) -> None:
+    from eth_account import Account
+    from eth_account.messages import encode_typed_data
+
     domain = {
         "name": "DrainChannel",
         "version": "1",
@@ -272,7 +276,8 @@ def test_the_other_half_of_every_signature_is_not_taken() -> None:
     s = ORDER - int.from_bytes(voucher.signature[32:64], "big")
     high = voucher.signature[:32] + s.to_bytes(32, "big") + bytes([55 - voucher.signature[64]])
     digest = POLYGON.voucher_digest(ONES, 1_000_000, 1)
-    assert Account._recover_hash(digest, signature=high) == checksum_address(DAVE.address)  # others do take it
+    plain = PublicKey.from_signature_and_message(high[:64] + bytes([high[64] - 27]), digest, hasher=None)
+    assert keccak256(plain.format(compressed=False)[1:])[-20:] == DAVE.address  # mathematically it is his
     assert recover(digest, high) is None
 
 
@@ -364,6 +369,18 @@ def test_a_private_key_never_shows_itself() -> None:
     signer = Signer(key)
     assert repr(signer) == f"<Signer {checksum_address(signer.address)}>"
     assert Signer("0x" + key).address == signer.address
+
+
+def test_a_process_with_drain_still_refuses_deep_json_instead_of_ending() -> None:
+    ask = """import goosestack.drain.signing, json, msgspec
+for decode in (json.loads, msgspec.json.decode):
+    try:
+        decode(b"[" * 500_000)
+    except RecursionError:
+        print("refused")
+"""
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, ["refused", "refused"])
 
 
 # --- what it costs --------------------------------------------------------------------------------------------

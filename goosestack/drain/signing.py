@@ -6,13 +6,20 @@ millisecond, because it runs in the event loop. eth-account signs transactions, 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 
 from coincurve import PrivateKey, PublicKey
-from eth_account import Account
 from eth_hash.auto import keccak
 
 from goosestack.errors import Refusal
+
+# eth-account brings a library that sets the whole process's recursion limit to 100,000 when it is imported. JSON that
+# is nested so deeply would then end the process instead of being refused, and anybody may send JSON.
+_limit = sys.getrecursionlimit()
+from eth_account import Account  # noqa: E402
+
+sys.setrecursionlimit(_limit)
 
 SIGNATURE_BYTES = 65
 ADDRESS_BYTES = 20

@@ -29,7 +29,7 @@ async def main() -> None:
     options.add_argument("--chain-id", type=int, default=137)
     options.add_argument("--fee-bps", type=int, default=200)
     given = options.parse_args()
-    app = web.Application()
+    app = web.Application(client_max_size=2**24)
     app.router.add_post("/{node:.*}", Node(build(given.chain_id, given.fee_bps)).serve)
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()

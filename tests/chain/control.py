@@ -120,9 +120,9 @@ class LocalChain:
         raw, _ = who.sign_transaction({**fields, "data": calldata, **fees})
         return str(self.rpc("eth_sendRawTransaction", "0x" + raw.hex()))
 
-    def ask(self, to: bytes, calldata: bytes) -> bytes:
-        """Call a contract without a transaction."""
-        call = {"to": checksum_address(to), "data": "0x" + calldata.hex()}
+    def ask(self, to: bytes, calldata: bytes, who: Signer = DAVE) -> bytes:
+        """Call a contract as somebody, without a transaction. Raises Failed."""
+        call = {"from": checksum_address(who.address), "to": checksum_address(to), "data": "0x" + calldata.hex()}
         return bytes.fromhex(self.rpc("eth_call", call, "latest")[2:])
 
     def open(

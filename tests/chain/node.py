@@ -149,7 +149,9 @@ class Node:
         return found
 
     def increase_time(self, seconds: int) -> str:
-        self.evm.ahead_s += seconds
+        """From the latest block on, which is ahead of the clock where blocks came quickly."""
+        head = self.evm.head.header.timestamp - int(self.evm.clock())
+        self.evm.ahead_s = max(self.evm.ahead_s, head) + seconds
         return shown(self.evm.ahead_s)
 
     # --- the door ---------------------------------------------------------------------------------------------
