@@ -111,7 +111,9 @@ async def test_a_hundred_questions_at_once_are_one(chain: LocalChain, client: Cl
     found = await asyncio.gather(*(known.channel(channel_id) for _ in range(100)))
     assert found[0] is not None
     assert set(found) == {found[0]}
-    assert chain.asked().count("eth_call") == 2  # a buried block's, and the latest's
+    await asyncio.gather(*(known.head() for _ in range(100)))
+    assert chain.asked().count("eth_getBlockByNumber") == 1
+    assert chain.asked().count("eth_call") == 2  # as of a buried block, and of the latest
 
 
 async def test_one_who_asks_and_goes_takes_nobody_along(chain: LocalChain, client: Client, clock: Clock) -> None:

@@ -271,6 +271,7 @@ async def test_a_claim_that_comes_back_by_itself_after_a_reorganisation_is_known
 ) -> None:
     channel_id = chain.open()
     transaction = await sent(ours, voucher(channel_id, DOLLAR))
+    chain.automine(False)
     chain.reorganise(1)
     assert (await outcome(ours, transaction)).state is State.PENDING
     chain.mine()

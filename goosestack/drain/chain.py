@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from goosestack.drain import abi
 from goosestack.drain.abi import Channel
@@ -94,16 +94,35 @@ class Chain:
         self._contract = checksum_address(domain.contract)
         self._head: tuple[float, Block] | None = None
         self._kept: dict[bytes, tuple[float, Channel | None]] = {}
-        self._looking: dict[bytes, asyncio.Task[Channel | None]] = {}
+        self._asking: dict[bytes, asyncio.Task[Any]] = {}
 
     # --- blocks -----------------------------------------------------------------------------------------------
 
     async def head(self) -> Block:
         """The latest block, at most HEAD_S old as an answer. Its time may be ahead of ours, or behind."""
-        if self._head is None or self._head[0] <= self._clock():
-            block = await self.block("latest")
-            self._head = (self._clock() + HEAD_S, block)
-        return self._head[1]
+        if self._head is not None and self._clock() < self._head[0]:
+            return self._head[1]
+        return await self._together(b"", self._read_head)
+
+    async def _read_head(self) -> Block:
+        block = await self.block("latest")
+        self._head = (self._clock() + HEAD_S, block)
+        return block
+
+    async def _together(self, key: bytes, ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """One answer for all who ask the same while it is on its way; it goes on for the others where one leaves."""
+        task = self._asking.get(key)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(ask())
+            self._asking[key] = task
+            task.add_done_callback(lambda done: self._answered(key, done))
+        found: T = await asyncio.shield(task)
+        return found
+
+    def _answered(self, key: bytes, task: asyncio.Task[Any]) -> None:
+        del self._asking[key]
+        if not task.cancelled():
+            task.exception()  # all who asked may be gone
 
     async def block(self, which: int | str) -> Block:
         """A block by its number, or by a name of JSON-RPC's. A block that is not there is an unknown one."""
@@ -152,17 +171,7 @@ class Chain:
         kept = self._kept.get(channel_id)
         if kept is not None and self._clock() < kept[0]:
             return kept[1]
-        task = self._looking.get(channel_id)
-        if task is None:
-            task = asyncio.get_running_loop().create_task(self._look(channel_id))
-            self._looking[channel_id] = task
-            task.add_done_callback(lambda done: self._looked(channel_id, done))
-        return await asyncio.shield(task)
-
-    def _looked(self, channel_id: bytes, task: asyncio.Task[Channel | None]) -> None:
-        del self._looking[channel_id]
-        if not task.cancelled():
-            task.exception()  # somebody may have asked and gone
+        return await self._together(channel_id, lambda: self._look(channel_id))
 
     def forget(self, channel_id: bytes) -> None:
         """Read this channel anew when it is asked for next: it was claimed, or closed."""

@@ -144,7 +144,8 @@ class Claimer:
         return await self._make(voucher, before.nonce, _dearer(before.tip), _dearer(before.max_fee))
 
     async def _make(self, voucher: Voucher, nonce: int, least_tip: int, least_fee: int) -> Transaction:
-        estimate = await self._chain.rpc.ask("eth_estimateGas", (self._call(voucher),), quantity)
+        # as of the latest block: as of the pending one, the transaction that is to be replaced has claimed already
+        estimate = await self._chain.rpc.ask("eth_estimateGas", (self._call(voucher), "latest"), quantity)
         gas = min(max(estimate * 5 // 4, LEAST_GAS), MOST_GAS)
         base_fee = (await self._chain.block("latest")).base_fee
         tip = max(await self._tip(base_fee), self._least_tip, least_tip)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class LocalChain:
     def __init__(self, folder: Path, *, chain_id: int = 137, fee_bps: int = 200) -> None:
         self.chain_id = chain_id
         args = ["tests.chain", "--chain-id", str(chain_id), "--fee-bps", str(fee_bps)]
+        args += ["--anvil", os.environ["ANVIL"]] if "ANVIL" in os.environ else []
         # the EVM's own libraries may warn of what they like
         env = bare_environment() | {"PYTHONWARNINGS": "default"}
         self.program = Program(args, env, folder / "chain.out", folder)

@@ -1,4 +1,5 @@
-"""What can be wrong with a node: rules that a test sets, of which the first that fits a question decides its answer.
+"""The door of the tests' chain, and what can be wrong with a node: a test sets rules, of which the first that fits a
+question decides its answer. Every path is a node of its own on the same chain, so that a fault can hit one of several.
 
 A rule is a JSON object. Which questions it fits: `node` (the path asked at), `method`, `contains` (a text in the
 parameters), each optional; `times`, how often. What it does, one of:
@@ -15,9 +16,15 @@ parameters), each optional; `times`, how often. What it does, one of:
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
+
+from aiohttp import web
+
+from tests.chain.evm import Refused
 
 
 @dataclass
@@ -45,3 +52,54 @@ class Faults:
                     rule["times"] -= 1
                 return rule
         return {}
+
+
+class Backend(Protocol):
+    """What knows the answers."""
+
+    async def answer(self, method: str, params: list[Any], *, behind: int, lose: bool) -> Any: ...
+
+
+class Door:
+    """JSON-RPC over HTTP, with the faults in between; tests set them by test_fault, test_heal and test_asked."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.faults = Faults()
+        self.methods: dict[str, Callable[..., object]] = {
+            "test_fault": self.faults.rules.append,
+            "test_heal": self.faults.heal,
+            "test_asked": lambda: list(self.faults.asked),
+        }
+
+    async def serve(self, request: web.Request) -> web.StreamResponse:
+        asked = await request.json()
+        method, params = asked["method"], list(asked.get("params", []))
+        answer: dict[str, Any] = {"jsonrpc": "2.0", "id": asked["id"]}
+        if method in self.methods:
+            return web.json_response(answer | {"result": self.methods[method](*params)})
+        rule = self.faults.fitting(request.path, method, params) if method.startswith("eth_") else {}
+        match rule.get("do"):
+            case "cut":
+                assert request.transport is not None
+                request.transport.abort()
+                return web.Response()
+            case "stall":
+                await asyncio.Event().wait()
+            case "status":
+                return web.Response(status=rule["value"], text="out of order")
+            case "text":
+                return web.Response(text=rule["value"])
+            case "result":
+                return web.json_response(answer | {"result": rule["value"]})
+            case "error":
+                return web.json_response(answer | {"error": rule["value"]})
+        behind = rule["value"] if rule.get("do") == "behind" else 0
+        try:
+            result = await self.backend.answer(method, params, behind=behind, lose=rule.get("do") == "lose")
+        except Refused as error:
+            problem: dict[str, Any] = {"code": error.code, "message": str(error)}
+            if error.data is not None:
+                problem["data"] = "0x" + error.data.hex()
+            return web.json_response(answer | {"error": problem})
+        return web.json_response(answer | {"result": result})

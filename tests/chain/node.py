@@ -1,20 +1,15 @@
-"""JSON-RPC over HTTP for the tests' chain, as far as GooseStack and its tests speak it.
+"""JSON-RPC for the tests' chain, as far as GooseStack and its tests speak it.
 
-Every path is a node of its own on the same chain, so that faults can hit one of several. Tests steer the chain with
-further methods, those of the same effect named as anvil names them: evm_mine, evm_increaseTime, evm_setAutomine,
-anvil_reorg, anvil_dropAllTransactions; and test_fault, test_heal, test_asked.
+Tests steer the chain with further methods, named as anvil names those of the same effect: evm_mine, evm_increaseTime,
+evm_setAutomine, anvil_reorg, anvil_dropAllTransactions.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from aiohttp import web
-
 from tests.chain.evm import GWEI, Evm, Mined, Refused
-from tests.chain.faults import Faults
 
 ZERO = "0x" + "00" * 20
 
@@ -32,7 +27,6 @@ class Node:
 
     def __init__(self, evm: Evm) -> None:
         self.evm = evm
-        self.faults = Faults()
         self.behind = 0
         self.methods: dict[str, Callable[..., Any]] = {
             "eth_chainId": lambda: shown(evm.chain_id),
@@ -57,9 +51,6 @@ class Node:
             "evm_setAutomine": lambda on: setattr(evm, "automine", on),
             "anvil_reorg": lambda depth, keep=True: evm.reorganise(depth, keep=keep),
             "anvil_dropAllTransactions": lambda: evm.waiting.clear(),
-            "test_fault": self.faults.rules.append,
-            "test_heal": self.faults.heal,
-            "test_asked": lambda: list(self.faults.asked),
         }
 
     # --- the questions ----------------------------------------------------------------------------------------
@@ -154,42 +145,11 @@ class Node:
         self.evm.ahead_s = max(self.evm.ahead_s, head) + seconds
         return shown(self.evm.ahead_s)
 
-    # --- the door ---------------------------------------------------------------------------------------------
-
-    async def serve(self, request: web.Request) -> web.StreamResponse:
-        asked = await request.json()
-        method, params = asked["method"], list(asked.get("params", []))
-        rule: dict[str, Any] = {}
-        if method in self.methods and method.startswith("eth_"):
-            rule = self.faults.fitting(request.path, method, params)
-        answer: dict[str, Any] = {"jsonrpc": "2.0", "id": asked["id"]}
-        match rule.get("do"):
-            case "cut":
-                assert request.transport is not None
-                request.transport.abort()
-                return web.Response()
-            case "stall":
-                await asyncio.Event().wait()
-            case "status":
-                return web.Response(status=rule["value"], text="out of order")
-            case "text":
-                return web.Response(text=rule["value"])
-            case "result":
-                return web.json_response(answer | {"result": rule["value"]})
-            case "error":
-                return web.json_response(answer | {"error": rule["value"]})
-        try:
-            self.behind = rule["value"] if rule.get("do") == "behind" else 0
-            return web.json_response(answer | {"result": self.answer(method, params, lose=rule.get("do") == "lose")})
-        except Refused as error:
-            problem: dict[str, Any] = {"code": error.code, "message": str(error)}
-            if error.data is not None:
-                problem["data"] = shown(error.data)
-            return web.json_response(answer | {"error": problem})
-
-    def answer(self, method: str, params: list[Any], *, lose: bool) -> Any:
+    async def answer(self, method: str, params: list[Any], *, behind: int, lose: bool) -> Any:
+        """The result of a method: as of so many blocks ago, or without keeping the transaction. Raises Refused."""
         if method not in self.methods:
             raise Refused(f"the method {method} does not exist", -32601)
+        self.behind = behind
         if not lose:
             return self.methods[method](*params)
         automine, self.evm.automine = self.evm.automine, False
@@ -197,6 +157,9 @@ class Node:
         self.evm.automine = automine
         del self.evm.waiting[raw(digest)]
         return digest
+
+    def stop(self) -> None:
+        """There is nothing to end."""
 
 
 def _block(block: Mined) -> dict[str, Any]:
