@@ -111,9 +111,25 @@ def pro_until(tx: Tx, user_id: str) -> str | None:
     return None if row is None else row[0]
 
 
-def set_pro(tx: Tx, user_id: str, until: str | None) -> None:
-    """Set until when (ISO time, or None for not at all) the user may bring their own provider key."""
+def set_pro(tx: Tx, user_id: str, until: str | None) -> str | None:
+    """The operator gives Pro until a time (ISO, or None for not at all), which shortens nothing that was paid for;
+    until when the user is Pro now."""
+    tx.execute("UPDATE users SET pro_given = ? WHERE id = ?", (until, user_id))
+    return _combine_pro(tx, user_id)
+
+
+def set_paid_pro(tx: Tx, user_id: str, until: str | None) -> str | None:
+    """The user's subscriptions are paid until a time, which shortens nothing that was given; until when the user is
+    Pro now."""
+    tx.execute("UPDATE users SET pro_paid = ? WHERE id = ?", (until, user_id))
+    return _combine_pro(tx, user_id)
+
+
+def _combine_pro(tx: Tx, user_id: str) -> str | None:
+    row = tx.execute("SELECT pro_given, pro_paid FROM users WHERE id = ?", (user_id,)).fetchone()
+    until = max((each for each in row if each is not None), default=None)
     tx.execute("UPDATE users SET pro_until = ? WHERE id = ?", (until, user_id))
+    return until
 
 
 def revoke_key(tx: Tx, key: str, user_id: str | None = None) -> str:
@@ -152,10 +168,10 @@ def list_users(tx: Tx) -> list[dict[str, object]]:
 
 
 def funds(tx: Tx, user_id: str) -> dict[str, int]:
-    """A user's credits: `balance_cents`, `held_cents` (rounded up), `available_cents` (rounded down)."""
-    balance, held, available = tx.execute(
-        "SELECT balance, (held + grain - 1) / grain, (balance * grain + carry - held) / grain"
+    """A user's credits: `balance_cents`, `held_cents` (rounded up), `available_cents` (rounded down), `debt_cents`."""
+    balance, held, available, debt = tx.execute(
+        "SELECT balance, (held + grain - 1) / grain, (balance * grain + carry - held) / grain, debt"
         " FROM accounts WHERE user_id = ? AND unit = 'usd_cents' AND ref = ''",
         (user_id,),
     ).fetchone()
-    return {"balance_cents": balance, "held_cents": held, "available_cents": available}
+    return {"balance_cents": balance, "held_cents": held, "available_cents": available, "debt_cents": debt}

@@ -12,11 +12,13 @@ import os
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from goosestack import accounts, ledger
+from goosestack import accounts, inbox, ledger
+from goosestack.cashier import Cashier, CashierError
 from goosestack.errors import Refusal, StoreUnavailable
 from goosestack.gateway import Gateway
 from goosestack.store import Store, Tx
@@ -44,8 +46,10 @@ class VerbError(Exception):
 class Admin:
     """The verbs, on a store; with the daemon's gateway where there is one, so that a change cuts what it must."""
 
-    def __init__(self, store: Store, now: Callable[[], str], gateway: Gateway | None = None) -> None:
-        self._store, self._now, self._gateway = store, now, gateway
+    def __init__(
+        self, store: Store, now: Callable[[], str], gateway: Gateway | None = None, cashier: Cashier | None = None
+    ) -> None:
+        self._store, self._now, self._gateway, self._cashier = store, now, gateway, cashier
 
     async def call(self, verb: str, args: Mapping[str, Any]) -> Answer:
         """Run a verb by name. Raises VerbError."""
@@ -54,7 +58,7 @@ class Admin:
             raise VerbError(f"there is no verb {verb}")
         try:
             return await method(self, **args)
-        except (accounts.AccountError, ledger.LedgerError) as error:
+        except (accounts.AccountError, ledger.LedgerError, CashierError) as error:
             raise VerbError(str(error)) from error
         except StoreUnavailable as error:
             raise VerbError(f"the database cannot be written: {error.__cause__ or error}") from error
@@ -103,6 +107,29 @@ class Admin:
             await self._store.write(ledger.verify, books, self._now())
         return {"ok": not books.wrong, "accounts": books.accounts, "wrong": books.wrong}
 
+    async def stripe_reconcile(self) -> Answer:
+        """Pull what Stripe has, through the same fold."""
+        return await self._asking_stripe().reconcile()
+
+    async def stripe_setup(self, again: bool) -> Answer:
+        """Make the webhook endpoint; its secret is told once."""
+        return await self._asking_stripe().set_up(again=again)
+
+    async def stripe_reviews(self) -> Answer:
+        """The events that a person must look at."""
+        return await self._store.read(inbox.to_review)
+
+    async def stripe_reviewed(self, event: str) -> Answer:
+        """A person has looked at an event."""
+        if not await self._store.write(inbox.reviewed, event):
+            raise VerbError(f"there is no event {event} to review")
+        return {"id": event, "reviewed": True}
+
+    def _asking_stripe(self) -> Cashier:
+        if self._cashier is None:
+            raise VerbError("STRIPE_SECRET_KEY is not set")
+        return self._cashier
+
 
 VERBS: Mapping[str, Callable[..., Awaitable[Answer]]] = {
     "user_create": Admin.user_create,
@@ -114,13 +141,16 @@ VERBS: Mapping[str, Callable[..., Awaitable[Answer]]] = {
     "credit_grant": Admin.credit_grant,
     "credit_show": Admin.credit_show,
     "check": Admin.check,
+    "stripe_reconcile": Admin.stripe_reconcile,
+    "stripe_setup": Admin.stripe_setup,
+    "stripe_reviews": Admin.stripe_reviews,
+    "stripe_reviewed": Admin.stripe_reviewed,
 }
 
 
 def _set_pro(tx: Tx, user: str, until: str | None) -> Answer:
     user_id = accounts.find_user(tx, user)
-    accounts.set_pro(tx, user_id, until)
-    return {"id": user_id, "pro_until": until}
+    return {"id": user_id, "pro_until": accounts.set_pro(tx, user_id, until)}
 
 
 def _create_key(tx: Tx, user: str, name: str, now: str) -> Answer:
@@ -204,10 +234,17 @@ def _refuse_unusable(database: Path, verb: str) -> None:
     refuse_if_exposed(database)
 
 
-async def call(database: Path, verb: str, args: Mapping[str, Any], now: Callable[[], str]) -> Answer:
+async def call(
+    database: Path,
+    verb: str,
+    args: Mapping[str, Any],
+    now: Callable[[], str],
+    cashier: Callable[[Store], Cashier | None] = lambda store: None,
+) -> Answer:
     """Run a verb, in the daemon where one runs. Raises VerbError, or Refusal where the database is out of reach.
 
-    Only a first user makes a database: any other verb on a path without one was mistyped."""
+    Only a first user makes a database: any other verb on a path without one was mistyped. `cashier` makes what asks
+    Stripe, where no daemon does."""
     _refuse_unusable(database, verb)
     deadline = time.monotonic() + _PATIENCE_S
     while True:
@@ -225,7 +262,12 @@ async def call(database: Path, verb: str, args: Mapping[str, Any], now: Callable
     try:
         store = SqliteStore(database, readers=1)
         try:
-            return await Admin(store, now).call(verb, args)
+            asking = cashier(store)
+            try:
+                return await Admin(store, now, cashier=asking).call(verb, args)
+            finally:
+                if asking is not None:
+                    await asking.till.close()
         finally:
             await store.close()
     finally:
@@ -295,59 +337,104 @@ def backup(database: Path, destination: Path, keep: int | None) -> dict[str, Ans
     }
 
 
-def verify_file(path: Path) -> dict[str, int]:
-    """Prove a database file: `{"users", "requests", "accounts"}`. Raises Refusal, naming what is wrong."""
+def verify_file(path: Path, name: Path | None = None) -> dict[str, int]:
+    """Prove a database file: `{"users", "requests", "accounts"}`. Raises Refusal, naming it (or `name`) and what is
+    wrong."""
+    name = name or path
     try:
-        db = connect_read_only(path)
-        try:
+        with closing(connect_read_only(path)) as db:
             refuse_if_newer(db)
             wrong = integrity(db)
             books = ledger.check(db, full=True)
             # a copy of a running daemon's file has holds of that process, which is not gone
             rows = db.execute("SELECT (SELECT count(*) FROM users), (SELECT count(*) FROM usage_log)").fetchone()
-        finally:
-            db.close()
     except sqlite3.Error as error:
-        raise Refusal(f"{path} is no database of goosestack: {error}") from error
+        raise Refusal(f"{name} is no database of goosestack: {error}") from error
     if wrong or books.wrong:
-        raise Refusal(f"{path} does not add up: {'; '.join((wrong + books.wrong)[:5])}")
+        raise Refusal(f"{name} does not add up: {'; '.join((wrong + books.wrong)[:5])}")
     return {"users": rows[0], "requests": rows[1], "accounts": books.accounts}
 
 
 def restore(database: Path, source: Path) -> dict[str, Answer]:
     """Put a proved copy in the database's place; the replaced file is kept beside it. Raises Refusal.
 
-    Refused while a daemon runs. The write-ahead log of the replaced file goes along with it."""
+    Refused while a daemon runs. Whenever it is interrupted, the old database is in its place, or the new one, whole."""
     if not source.is_file():
         raise Refusal(f"there is no file {source}")
+    if database.exists() and source.samefile(database):
+        raise Refusal(f"{source} is the database itself")
     lock, partial = Lock(database), database.with_name(f".{database.name}.restoring")
     try:
-        partial.unlink(missing_ok=True)
+        _remove(partial)
         try:
-            verify_file(source)
+            _refuse_foreign(source)
             snapshot(source, partial)  # not the file alone: its latest commits may lie in a log beside it
-            rows = verify_file(partial)
+            with closing(sqlite3.connect(partial, isolation_level=None)) as db:
+                migrate(db)  # before the books are checked, which are those of this version
+            rows = verify_file(partial, source)
+            kept = _replace(database, partial)
         except (sqlite3.Error, OSError) as error:
             raise Refusal(f"{source} cannot be restored: {error}") from error
-        kept = None
-        if database.exists():
-            kept = database.with_name(f"{database.name}.replaced-{datetime.now(UTC).strftime('%Y%m%dT%H%M%S%fZ')}")
-            for suffix in ("", "-wal", "-shm"):
-                old = database.with_name(database.name + suffix)
-                if old.exists():
-                    old.rename(kept.with_name(kept.name + suffix))
-        os.replace(partial, database)
-        _sync_folder(database.parent)
-        db = sqlite3.connect(database, isolation_level=None)
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            migrate(db)
-        finally:
-            db.close()
         return {"file": str(database), "replaced": None if kept is None else str(kept), **rows}
     finally:
-        partial.unlink(missing_ok=True)
+        _remove(partial)
         lock.release()
+
+
+def _refuse_foreign(source: Path) -> None:
+    """Raise Refusal where a file is damaged, or of somebody else: migrating it would make it one of ours."""
+    try:
+        with closing(connect_read_only(source)) as db:
+            refuse_if_newer(db)
+            wrong = integrity(db)
+            db.execute("SELECT count(*) FROM accounts")
+    except sqlite3.Error as error:
+        raise Refusal(f"{source} is no database of goosestack: {error}") from error
+    if wrong:
+        raise Refusal(f"{source} does not add up: {'; '.join(wrong[:5])}")
+
+
+_LOGS = ("-wal", "-shm", "-journal")
+"""What SQLite writes beside a file, and would apply to any other file of that name."""
+
+
+def _replace(database: Path, proved: Path) -> Path | None:
+    """Give the database's name to `proved` in one step; where the old file is then, which had that second name before.
+
+    No log of the old file may ever lie beside the new one, and the old one must not lose its log while it can still
+    be started: so its log is first folded into it."""
+    existed = database.exists()
+    kept = database.with_name(f"{database.name}.replaced-{datetime.now(UTC).strftime('%Y%m%dT%H%M%S%fZ')}")
+    if existed:
+        for other in database.parent.glob(f"{database.name}.replaced-*"):
+            if other.samefile(database):  # a restore was interrupted
+                other.unlink()
+        _fold_log(database)
+        os.link(database, kept)
+    for suffix in _LOGS:  # of a file that is missing, or damaged, and cannot be started
+        log = database.with_name(database.name + suffix)
+        if log.exists():
+            log.rename(kept.with_name(kept.name + suffix))
+    _sync_folder(database.parent)
+    os.replace(proved, database)
+    _sync_folder(database.parent)
+    return kept if existed else None
+
+
+def _fold_log(database: Path) -> None:
+    """Bring into the file what lies in its log, which is then gone; a file that is damaged stays as it is, and so does
+    its log. Raises sqlite3.Error, where somebody else is using it, too."""
+    try:
+        with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)) as db:
+            db.execute("PRAGMA journal_mode = DELETE")
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise
+
+
+def _remove(partial: Path) -> None:
+    for suffix in ("", *_LOGS):
+        partial.with_name(partial.name + suffix).unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

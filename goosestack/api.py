@@ -228,12 +228,18 @@ class Api:
         if self._admin_token is not None and hmac.compare_digest(sent.encode(), self._admin_token.encode()):
             return
         host = request.client.host if request.client is not None else ""
-        try:
-            if ipaddress.ip_address(host).is_loopback:
-                return
-        except ValueError:
-            pass  # no address at all proves nothing
-        raise errors.NotPermitted()
+        if not _is_loopback(host):
+            raise errors.NotPermitted()
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether an address is this machine's own; IPv4 counts also as it is written on a socket for IPv6."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False  # no address at all proves nothing
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (address if mapped is None else mapped).is_loopback
 
 
 def _keys_of(tx: Tx, user_id: str) -> list[dict[str, object]]:
@@ -256,6 +262,7 @@ def _usage(
         "balance_usd": _usd(funds["balance_cents"]),
         "held_cents": funds["held_cents"],
         "available_cents": funds["available_cents"],
+        "debt_cents": funds["debt_cents"],
         "pro": False,
         "pro_until": accounts.pro_until(tx, caller.user_id),
         "usage_30d": usage.by_model(tx, caller.user_id, start, until),
@@ -277,7 +284,7 @@ def _csv(tx: Tx, user_id: str, start: datetime, until: datetime | None) -> tuple
     names = [*(name for name in usage.ROW if name not in ("cost_nanos", "shortfall")), "cost_usd", "shortfall_usd"]
     writer = csv.DictWriter(text, names)
     writer.writeheader()
-    writer.writerows(rows[:MOST_CSV_ROWS])
+    writer.writerows({**row, "estimated": "true" if row["estimated"] else "false"} for row in rows[:MOST_CSV_ROWS])
     return text.getvalue(), whole
 
 

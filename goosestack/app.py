@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +26,8 @@ from goosestack import __version__, admin, ledger, pricing
 from goosestack.api import Api, Health
 from goosestack.auth import Keys
 from goosestack.bidding import Policy
+from goosestack.billing import Billing, Shop
+from goosestack.cashier import Cashier, Sell
 from goosestack.config import Config, tokenizer_folder
 from goosestack.errors import Refusal
 from goosestack.front import Front, Problems, WireEndpoint, http_problem
@@ -34,8 +36,13 @@ from goosestack.http import Client
 from goosestack.limits import RateLimit
 from goosestack.logs import Log
 from goosestack.metrics import Metrics
+from goosestack.notices import Notifier
+from goosestack.payers import CreditFunding
+from goosestack.payments import Terms
 from goosestack.relay import Limits
+from goosestack.store import Store
 from goosestack.store.sqlite import Lock, SqliteStore, refuse_if_exposed, sqlite_warning
+from goosestack.till import StripeTill, Till
 from goosestack.tokenizer import Tokenizer
 from goosestack.upstream import Provider, Upstreams
 from goosestack.wire import Wire
@@ -64,13 +71,26 @@ ROUTES: tuple[tuple[str, str, str], ...] = (
     ("GET", "/v1/usage", "usage"),
     ("GET", "/v1/holds", "holds"),
     ("DELETE", "/v1/holds/{id}", "end_hold"),
+    ("POST", "/billing/checkout", "checkout"),
+    ("GET", "/billing/portal", "portal"),
+    ("GET", "/billing/payments", "list_payments"),
+    ("POST", "/billing/auto-topup", "set_auto_topup"),
+    ("POST", "/billing/webhook", "webhook"),
     ("GET", "/readyz", "ready"),
     ("GET", "/metrics", "metrics"),
 )
-"""Our own endpoints: method, path, and the method of `Api` that answers. The wire formats' routes are in `WIRES`;
-theirs and those of models also answer without `/v1`, and, since clients append it twice, with two of it."""
+"""Our own endpoints: method, path, and the method of `Api`, or under `/billing` of `Billing`, that answers. The wire
+formats' routes are in `WIRES`; theirs and those of models also answer without `/v1`, and with two of it, since clients
+append it twice."""
 
-JOBS: tuple[tuple[str, float], ...] = (("tick", 1.0), ("journal", 2.0), ("check", 300.0))
+JOBS: tuple[tuple[str, float], ...] = (
+    ("tick", 1.0),
+    ("journal", 2.0),
+    ("check", 300.0),
+    ("top_up", 5.0),
+    ("deliver", 2.0),
+    ("watch_balances", 30.0),
+)
 """What runs every so many seconds beside the requests: methods of `Jobs`."""
 
 EXPOSED = (
@@ -100,6 +120,11 @@ class Parts:
     gateway: Gateway
     api: Api
     health: Health
+    billing: Billing
+    cashier: Cashier | None
+    """None where nothing is sold."""
+    notifier: Notifier | None
+    """None where nobody is to be told."""
 
 
 class Jobs:
@@ -126,6 +151,22 @@ class Jobs:
             parts.gateway.alert("books", what=books.wrong[0])
         else:
             await parts.store.write(ledger.verify, books, parts.gateway.now())
+
+    async def top_up(self) -> None:
+        """Charge saved cards for automatic top-ups."""
+        if self._parts.cashier is not None and not self._parts.gateway.stopping:
+            await self._parts.cashier.top_up()
+
+    async def deliver(self) -> None:
+        """Tell the operator's own program what is in the outbox."""
+        if self._parts.notifier is not None:
+            for notice in await self._parts.notifier.deliver():
+                self._parts.gateway.alert("notice_given_up", id=notice)
+
+    async def watch_balances(self) -> None:
+        """Look for balances that have become low."""
+        if self._parts.notifier is not None:
+            await self._parts.notifier.watch_balances()
 
     async def every(self, name: str, seconds: float) -> None:
         """Run one of them forever; a failure is logged, and the next turn comes."""
@@ -157,14 +198,16 @@ async def running(config: Config) -> AsyncIterator[Parts]:
         Log(config.log_level, soon=asyncio.get_running_loop().call_soon),
     )
     try:
-        store, client = SqliteStore(config.db_path, on_commit=metrics.committed), None
+        store, client, till = SqliteStore(config.db_path, on_commit=metrics.committed), None, None
         try:
             process_id = await open_books(store, log)
             client = Client()
+            policy = policy_of(config)
             gateway = Gateway(
                 store=store,
                 process_id=process_id,
                 identifiers=(Keys(store),),
+                fundings=(CreditFunding(policy.terms, policy.public_url),),
                 upstreams=Upstreams(providers, book),
                 client=client,
                 rate_limit=RateLimit(config.rate_limit_max_requests, config.rate_limit_window / 1000, "key"),
@@ -172,13 +215,15 @@ async def running(config: Config) -> AsyncIterator[Parts]:
                 tokenizer=Tokenizer(tokenizer_folder(config)),
                 metrics=metrics,
                 log=log,
-                policy=policy_of(config),
+                policy=policy,
                 limits=limits_of(config),
                 now=utc_now,
             )
             signups = RateLimit(config.signups_per_hour, 3600, "signup") if config.signup == "open" else None
             health = Health(checked_at=utc_now())
-            parts = Parts(config, store, gateway, Api(gateway, health, signups, config.admin_token), health)
+            till = till_of(config)
+            api = Api(gateway, health, signups, config.admin_token)
+            parts = Parts(config, store, gateway, api, health, *selling(config, gateway, till, client))
             async with _beside(parts):
                 # what is loaded now lives as long as the process: collecting garbage need not look at it again
                 gc.collect()
@@ -186,6 +231,8 @@ async def running(config: Config) -> AsyncIterator[Parts]:
                 gc.set_threshold(10_000, 20, 50)
                 yield parts
         finally:
+            if till is not None:
+                await till.close()
             if client is not None:
                 await client.close()
             await store.close()
@@ -198,7 +245,8 @@ async def _beside(parts: Parts) -> AsyncIterator[None]:
     """The jobs and the operator's socket, until the last relay has settled."""
     jobs = Jobs(parts)
     tasks = [asyncio.create_task(jobs.every(name, seconds)) for name, seconds in JOBS]
-    server = await admin.listen(admin.Admin(parts.store, utc_now, parts.gateway), parts.config.db_path)
+    verbs = admin.Admin(parts.store, utc_now, parts.gateway, parts.cashier)
+    server = await admin.listen(verbs, parts.config.db_path)
     try:
         yield
     finally:
@@ -294,6 +342,68 @@ def limits_of(config: Config) -> Limits:
     )
 
 
+def till_of(config: Config) -> StripeTill | None:
+    """The edge to Stripe; None where none is configured. Raises Refusal."""
+    if config.stripe_secret_key is None:
+        return None
+    try:
+        return StripeTill(config.stripe_secret_key, config.stripe_api_base)
+    except ImportError:
+        raise Refusal(
+            "STRIPE_SECRET_KEY is set, and the package `stripe` is missing: install goosestack[stripe]"
+        ) from None
+
+
+def shop_of(config: Config) -> Shop:
+    """What is sold. Raises Refusal where a buyer would be sent nowhere."""
+    live = config.stripe_secret_key is not None and config.stripe_secret_key[3:].startswith("live_")
+    pages = {
+        "CHECKOUT_SUCCESS_URL": config.checkout_success_url or config.public_url,
+        "CHECKOUT_CANCEL_URL": config.checkout_cancel_url or config.public_url,
+        "PORTAL_RETURN_URL": config.portal_return_url or config.public_url,
+    }
+    missing = [name for name, url in pages.items() if url is None]
+    if config.stripe_secret_key is not None and missing:
+        raise Refusal(f"STRIPE_SECRET_KEY is set, so buyers need to be sent somewhere: set PUBLIC_URL or {missing[0]}")
+    success, cancel, portal = (url or "" for url in pages.values())
+    return Shop(
+        terms=Terms(live, config.stripe_pro_price_id, notify=config.notify_webhook_url is not None),
+        topups={topup.cents: topup.cents + topup.bonus for topup in config.topups},
+        secrets=config.stripe_webhook_secret or (),
+        success_url=success,
+        cancel_url=cancel,
+        portal_url=portal,
+    )
+
+
+def selling(
+    config: Config, gateway: Gateway, till: Till | None, client: Client
+) -> tuple[Billing, Cashier | None, Notifier | None]:
+    """What sells; what asks Stripe by itself, if there is a till; what tells the operator, if there is an address."""
+    billing, store = Billing(gateway, shop_of(config), till), gateway.store
+    cashier = None if till is None else cashier_of(config, store, till, gateway.alert, billing.sell)
+    url, secret = config.notify_webhook_url, config.notify_webhook_secret
+    notifier = None if url is None else Notifier(store, client, url, secret, utc_now, config.low_balance_cents)
+    return billing, cashier, notifier
+
+
+def cashier_of(
+    config: Config, store: Store, till: Till, alert: Callable[..., None], sell: Sell | None = None
+) -> Cashier:
+    """What asks Stripe by itself."""
+    shop = shop_of(config)
+    return Cashier(
+        store=store,
+        till=till,
+        terms=shop.terms,
+        topups=shop.topups,
+        now=utc_now,
+        alert=alert,
+        sell=sell,
+        public_url=config.public_url,
+    )
+
+
 # --- the application ------------------------------------------------------------------------------------------
 
 
@@ -326,5 +436,6 @@ def _routes(parts: Parts, wires: Mapping[str, WireEndpoint]) -> Sequence[BaseRou
     routes: list[BaseRoute] = [Route(path, endpoint, methods=["POST"]) for path, endpoint in wires.items()]
     for method, path, name in ROUTES:
         paths = [path, path.removeprefix("/v1")] if path.startswith("/v1/models") else [path]
-        routes += [Route(each, getattr(parts.api, name), methods=[method]) for each in paths]
+        owner = parts.billing if path.startswith("/billing/") else parts.api
+        routes += [Route(each, getattr(owner, name), methods=[method]) for each in paths]
     return routes

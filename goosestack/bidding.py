@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal
 
 from goosestack import pricing, upstream
-from goosestack.errors import InsufficientFunds, Invalid, Problem, Unsupported
+from goosestack.errors import Invalid, Problem, Unsupported
 from goosestack.http import Broken, Client, Lost, NotSent
 from goosestack.logs import redact
+from goosestack.payers import Payer, Shortage
 from goosestack.pricing import Demand, Model, Terms
 from goosestack.tokenizer import Tokenizer
 from goosestack.upstream import Offer, Upstreams
@@ -25,6 +25,9 @@ THREAD_ABOVE_BYTES = 64 * 1024
 
 _MOST_BYTES_A_TOKEN = 16
 """Text has 4 or 5 bytes a token; with more than this, counting is no use."""
+
+LONG_CONTEXT = 1_000_000
+"""Input tokens that a caller of Anthropic's can ask for by a beta (`context-1m-...`), where a model has fewer."""
 
 _COUNT_S = 10.0
 _MOST_COUNT_BYTES = 64 * 1024
@@ -45,21 +48,26 @@ class Policy:
 
 @dataclass(slots=True)
 class Bid:
-    """What a request will be held for: with whom, for how much, up to which output. Amounts are nanodollars."""
+    """What a request will be held for: with whom, by whom, for how much, up to which output. Amounts are grains of the
+    payer's unit."""
 
     offer: Offer
     call: Call
     headers: dict[str, str]
     payload: bytes
     """The body as it goes upstream."""
-    account_id: int | None = None
-    """None where nobody's account pays."""
+    payer: Payer | None = None
+    """Whose turn it is to pay; None where nobody's account pays."""
+    others: tuple[Payer, ...] = ()
+    """Who is asked after that."""
     own_key: bool = False
     demand: Demand = Demand(0, 0)
     cap: int = 0
     """Output tokens of each answer that the hold should cover."""
     at_least: int = 0
     at_most: int = 0
+    nanos: int = 0
+    """Nanodollars of `at_most`."""
 
     @property
     def model(self) -> str:
@@ -74,7 +82,7 @@ async def bid(
     call: Call,
     callers_headers: Mapping[str, str],
     *,
-    account_id: int,
+    payers: Sequence[Payer],
     own_key: str | None,
     today: str,
     query: str = "",
@@ -99,32 +107,60 @@ async def bid(
     call.text_bytes = len(made.payload) - call.media.data_bytes
     if call.free:
         return made
-    made.account_id = account_id
     made.cap = _wanted_cap(call, offer.model, policy)
-    price(made, policy, today, await _bound_input(made.payload, call, offer.model))
+    made.demand = Demand(
+        await _bound_input(made, offer.model),
+        made.cap * call.answers,
+        call.tier,
+        call.long_cache,
+        call.us_only,
+        call.web_searches,
+    )
+    made.others = tuple(payers)
+    next_payer(made, policy, today)
     return made
 
 
-def price(made: Bid, policy: Policy, today: str, input_tokens: int) -> None:
-    """Set what the bid must hold at least, and at most, for so much input and its cap."""
-    model, call = made.offer.model, made.call
-    assert model is not None
-    made.demand = Demand(
-        input_tokens, made.cap * call.answers, call.tier, call.long_cache, call.us_only, call.web_searches
-    )
-    made.at_most = made.at_least = pricing.quote(model, made.demand, policy.terms, today)
+def next_payer(made: Bid, policy: Policy, today: str) -> bool:
+    """Turn to the next payer who may pay for this model; whether there was one. Raises the last one's Problem."""
+    while made.others:
+        made.payer, *others = made.others
+        made.others = tuple(others)
+        try:
+            price(made, policy, today)
+        except Problem:
+            if not others:
+                raise
+        else:
+            return True
+    return False
+
+
+def price(made: Bid, policy: Policy, today: str) -> None:
+    """Set what the payer must hold at least, and at most, for the demand."""
+    call = made.call
+    made.at_most, made.nanos = quote(made, made.demand, today)
+    made.at_least = made.at_most
     if call.cap_field is not None and (call.cap is None or policy.clamp):
         least = replace(made.demand, output=min(LEAST_OUTPUT, made.cap) * call.answers)
-        made.at_least = pricing.quote(model, least, policy.terms, today)
+        made.at_least, _ = quote(made, least, today)
+
+
+def quote(made: Bid, demand: Demand, today: str) -> tuple[int, int]:
+    """The most that a demand can cost, in the payer's grains and in nanodollars."""
+    assert made.payer is not None and made.offer.model is not None
+    model, terms = made.payer.prices(made.offer.model)
+    nanos = pricing.quote(model, demand, terms, today)
+    return made.payer.grains(nanos, demand.tokens), nanos
 
 
 async def tighten(made: Bid, policy: Policy, tokenizer: Tokenizer, client: Client, today: str, available: int) -> None:
-    """Where the byte bound does not fit the `available` nanodollars: bound the input by counting it, if that is
+    """Where the byte bound does not fit the `available` grains: bound the input by counting it, if that is
     possible, and if the text could be short enough at all."""
     model, call, provider = made.offer.model, made.call, made.offer.provider.name
     assert model is not None
     fewest = replace(made.demand, input=call.text_bytes // _MOST_BYTES_A_TOKEN, output=0)
-    if pricing.quote(model, fewest, policy.terms, today) > available:
+    if quote(made, fewest, today)[0] > available:
         return
     tokens: int | None = None
     if provider == "openai" and not call.media.data_bytes:
@@ -133,38 +169,21 @@ async def tighten(made: Bid, policy: Policy, tokenizer: Tokenizer, client: Clien
     elif provider == "anthropic":
         tokens = await _count_upstream(made, client)
     if tokens is not None and tokens < made.demand.input:
-        price(made, policy, today, tokens)
+        made.demand = replace(made.demand, input=tokens)
+        price(made, policy, today)
 
 
-def affordable_cap(made: Bid, policy: Policy, today: str, nanos: int) -> int:
-    """Output tokens of each answer that `nanos` nanodollars pay for, beside the input."""
-    assert made.offer.model is not None
-    return pricing.affordable_output(made.offer.model, made.demand, policy.terms, today, nanos) // made.call.answers
+def affordable_cap(made: Bid, today: str, grains: int) -> int:
+    """Output tokens of each answer that so many grains pay for, beside the input."""
+    most = pricing.most_output(made.demand, lambda demand: quote(made, demand, today)[0] <= grains)
+    return most // made.call.answers
 
 
-def insufficient(made: Bid, policy: Policy, today: str, available: int) -> InsufficientFunds:
-    """The refusal of a bid that cannot be held: what it needs, what there is, what that would pay for."""
-    affordable = ""
-    if made.call.cap_field is not None:
-        affordable = f"About {affordable_cap(made, policy, today, available)} output tokens are affordable. "
-    return InsufficientFunds(
-        required=_dollars(made.at_least, up=True),
-        available=_dollars(available, up=False),
-        affordable=affordable,
-        where=where_to_pay(policy.public_url),
-    )
-
-
-def penniless(policy: Policy) -> InsufficientFunds:
-    """The refusal of whoever has nothing at all."""
-    nothing, something = _dollars(0, up=False), _dollars(1, up=True)
-    where = where_to_pay(policy.public_url)
-    return InsufficientFunds(required=something, available=nothing, affordable="", where=where)
-
-
-def where_to_pay(public_url: str | None) -> str:
-    """Where to top up, as a sentence."""
-    return f"Top up at {public_url}." if public_url else "Ask the operator of this gateway to top up."
+def refusal(made: Bid, today: str, available: int, debt: int) -> Problem:
+    """The refusal of a bid that its payer cannot hold: what it needs, what there is, what that would pay for."""
+    assert made.payer is not None
+    affordable = None if made.call.cap_field is None else affordable_cap(made, today, available)
+    return made.payer.refuse(Shortage(made.at_least, available, affordable, debt))
 
 
 def _refuse_unpriced(call: Call, model: Model, today: str) -> None:
@@ -174,9 +193,12 @@ def _refuse_unpriced(call: Call, model: Model, today: str) -> None:
         raise Unsupported(field="web_search", reason=f"it has no price with {model.id}", param="tools")
 
 
-async def _bound_input(payload: bytes, call: Call, model: Model) -> int:
+async def _bound_input(made: Bid, model: Model) -> int:
     """Input tokens at most, of a model whose input is bounded by itself where it reads one prompt."""
+    payload, call = made.payload, made.call
     most = None if model.kind == "embedding" else model.max_input
+    if most is not None and "context-1m" in made.headers.get("anthropic-beta", ""):
+        most = max(most, LONG_CONTEXT)
     around = _around(call, model)
     if most is not None and len(payload) - call.media.data_bytes + around >= most:
         return most  # whatever the text is: a long one takes a second to look through
@@ -217,9 +239,3 @@ async def _count_upstream(made: Bid, client: Client) -> int | None:
     except (NotSent, Lost, Broken, TimeoutError, Problem):
         return None
     return math.ceil(count * 1.1) + 600 if type(count) is int and count > 0 else None
-
-
-def _dollars(nanos: int, *, up: bool) -> str:
-    """To a hundredth of a cent, rounded against the caller."""
-    hundredths = -(-nanos // 100_000) if up else nanos // 100_000
-    return f"${Decimal(hundredths).scaleb(-4):.4f}"

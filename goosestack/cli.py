@@ -1,16 +1,15 @@
 """The command line: the daemon, and the operator's verbs.
 
-Exit codes: 0 done; 1 the verb was refused or something is wrong; 78 the configuration or the database does not allow a
-start.
+Exit codes: 0 done; 1 the verb was refused or something is wrong; 75 something is in use, try again; 78 the
+configuration or the database does not allow a start, and will not by itself.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import os
-import signal
-import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -21,16 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import click
-import uvicorn
 import uvloop
 
-from goosestack import __version__, accounts, admin, app, config as settings, pricing, tokenizer, upstream
+from goosestack import __version__, accounts, admin, app, config as settings, pricing, server, tokenizer, upstream
+from goosestack.cashier import Cashier
 from goosestack.config import Config
-from goosestack.errors import Refusal
+from goosestack.errors import NotYet, Refusal
+from goosestack.store import Store
 
 EXIT_REFUSED = 78
-KEEP_ALIVE_S = 75
-"""How long the daemon keeps an idle connection: longer than a proxy in front, which so never meets a closed one."""
+EXIT_NOT_YET = 75
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 
@@ -55,7 +54,7 @@ def _refusals() -> Iterator[None]:
         yield
     except Refusal as refusal:
         click.echo(f"goosestack: {refusal}", err=True)
-        sys.exit(EXIT_REFUSED)
+        sys.exit(EXIT_NOT_YET if isinstance(refusal, NotYet) else EXIT_REFUSED)
 
 
 # --- the daemon -----------------------------------------------------------------------------------------------
@@ -72,88 +71,17 @@ def serve(demo: bool) -> None:
         runner.run(_serve_demo(config) if demo else _serve(config, lambda address: None))
 
 
-class Server(uvicorn.Server):
-    """uvicorn, which on a signal first lets the relays drain, and afterwards leaves the process to close its parts."""
-
-    def __init__(self, config: uvicorn.Config, parts: app.Parts, ready: Callable[[str], None]) -> None:
-        super().__init__(config)
-        self._parts = parts
-        self._ready = ready
-        self._draining: asyncio.Task[None] | None = None
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and only then say so."""
-        await super().startup(sockets)
-        for sock in sockets or ():
-            host, port = sock.getsockname()[:2]
-            self._parts.gateway.log.info("listening", app.utc_now(), host=host, port=port, version=__version__)
-            self._ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Signals stop the server; a second one stops it at once."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._stop)
-        try:
-            yield
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
-
-    def _stop(self) -> None:
-        patience = self._parts.config.drain_s if self._draining is None else 0
-        self._draining = asyncio.get_running_loop().create_task(self._parts.gateway.drain(patience))
-        self.should_exit = True
-
-
-def _bind(config: Config) -> socket.socket:
-    """The socket to listen on. Raises Refusal where the address cannot be had."""
-    sock = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((config.host, config.port))
-    except OSError as error:
-        sock.close()
-        raise Refusal(f"cannot listen on {config.host} port {config.port}: {error.strerror}") from error
-    return sock
-
-
 async def _serve(config: Config, ready: Callable[[str], None]) -> None:
-    with _bind(config) as sock:
+    with server.bind(config.host, config.port) as sock:
         async with app.running(config) as parts:
-            await _serve_on(sock, parts, ready)
-
-
-async def _serve_on(sock: socket.socket, parts: app.Parts, ready: Callable[[str], None]) -> None:
-    config = parts.config
-    server = Server(
-        uvicorn.Config(
-            app.create_app(parts),
-            host=config.host,
-            port=config.port,
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=True,
-            forwarded_allow_ips=",".join(config.forwarded_allow_ips),
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=config.drain_s + 15,
-        ),
-        parts,
-        ready,
-    )
-    await server.serve([sock])
+            await server.serve(sock, parts, ready)
 
 
 async def _serve_demo(config: Config) -> None:
     from goosestack import demo
 
     with tempfile.TemporaryDirectory(prefix="goosestack-demo-") as folder:
-        async with _demo_upstream(demo) as port:
+        async with _demo_upstream(demo) as port, _demo_till(config) as (sells, send_webhooks_to):
             config = replace(
                 config,
                 db_path=Path(folder) / "demo.db",
@@ -163,9 +91,44 @@ async def _serve_demo(config: Config) -> None:
                 anthropic_base_url=f"http://127.0.0.1:{port}",
                 openrouter_api_key=None,
                 litellm_base_url=None,
+                notify_webhook_url=None,
+                **sells,
             )
             made = await _fund_demo(config)
-            await _serve(config, lambda address: click.echo(demo_text(address, made["api_key"])))
+
+            def ready(address: str) -> None:
+                send_webhooks_to(f"{address}/billing/webhook")
+                click.echo(demo_text(address, made["api_key"], sells=bool(sells)))
+
+            await _serve(config, ready)
+
+
+@asynccontextmanager
+async def _demo_till(config: Config) -> AsyncIterator[tuple[dict[str, Any], Callable[[str], None]]]:
+    """A Stripe with play money: the settings that sell there, and who is told where its events go. Nothing is sold
+    where Stripe's library is not installed."""
+    if importlib.util.find_spec("stripe") is None:
+        yield {"stripe_secret_key": None}, lambda url: None
+        return
+    from goosestack.demo import stripe
+
+    key, secret = f"sk_test_{accounts.new_id('')}", f"whsec_{accounts.new_id('')}"
+    till = stripe.Till(secret_key=key, webhook_url=None, webhook_secret=secret)
+    runner, port = await stripe.start(till)
+    home = config.public_url or f"http://127.0.0.1:{config.port or port}"
+    sells = {
+        "stripe_secret_key": key,
+        "stripe_webhook_secret": (secret,),
+        "stripe_pro_price_id": None,
+        "stripe_api_base": f"http://127.0.0.1:{port}",
+        "checkout_success_url": home,
+        "checkout_cancel_url": home,
+        "portal_return_url": home,
+    }
+    try:
+        yield sells, lambda url: till.send_webhooks_to(url, secret)
+    finally:
+        await runner.cleanup()
 
 
 @asynccontextmanager
@@ -188,7 +151,7 @@ async def _fund_demo(config: Config) -> Mapping[str, Any]:
     return made
 
 
-def demo_text(address: str, key: str) -> str:
+def demo_text(address: str, key: str, *, sells: bool) -> str:
     """What `serve --demo` prints: commands to paste."""
     chat = '{"model":"gpt-5.4-mini","messages":[{"role":"user","content":"Hello"}]%s}'
     responses = '{"model":"gpt-5.4-mini","input":"Hello"%s}'
@@ -200,6 +163,12 @@ def demo_text(address: str, key: str) -> str:
             f"curl -N {address}{path} -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' -d '{body}'"
         )
 
+    buy = f"""
+Buy credits with play money, or Pro: open the url of the answer, pay there, and look at what it cost again.
+
+  {curl("/billing/checkout", '{"type":"credits","amount":1000}')}
+  {curl("/billing/checkout", '{"type":"pro"}')}
+"""
     return f"""
 GooseStack is running at {address}, as a demo: every answer is canned, and comes from a built-in upstream, not from a
 model. No account is used anywhere; the database is thrown away at the end.
@@ -230,7 +199,7 @@ Anthropic messages, plain and streamed:
 What it cost:
 
   curl {address}/v1/usage -H 'Authorization: Bearer {key}'
-
+{buy if sells else ""}
 OpenAI SDK:      export OPENAI_BASE_URL={address}/v1 OPENAI_API_KEY={key}
 Anthropic SDK:   export ANTHROPIC_BASE_URL={address} ANTHROPIC_API_KEY={key}
 Claude Code:     export ANTHROPIC_BASE_URL={address} ANTHROPIC_AUTH_TOKEN={key}
@@ -319,12 +288,21 @@ def _download(address: str) -> bytes:
 def ask(verb: str, **args: object) -> Any:
     """Run a verb, in the daemon where one runs; its failure ends the command."""
     config = load()
+
+    def cashier(store: Store) -> Cashier | None:
+        till = app.till_of(config) if verb in ("stripe_reconcile", "stripe_setup") else None
+        return None if till is None else app.cashier_of(config, store, till, _say_alert)
+
     try:
         with _refusals():
-            return asyncio.run(admin.call(config.db_path, verb, args, app.utc_now))
+            return asyncio.run(admin.call(config.db_path, verb, args, app.utc_now, cashier))
     except admin.VerbError as error:
         click.echo(f"goosestack: {error}", err=True)
         sys.exit(1)
+
+
+def _say_alert(kind: str, **facts: object) -> None:
+    click.echo(f"goosestack: {kind}: {', '.join(map(str, facts.values()))}", err=True)
 
 
 def _print(answer: Any, as_json: bool, text: str) -> None:
@@ -441,6 +419,48 @@ def credit_show(user_name: str, as_json: bool) -> None:
         f"balance {funds['balance_cents']}  held {funds['held_cents']}  available {funds['available_cents']}  (cents)"
     )
     _print(funds, as_json, text)
+
+
+# --- Stripe ---------------------------------------------------------------------------------------------------
+
+
+@main.group("stripe")
+def stripe_group() -> None:
+    """Credits and Pro, sold through Stripe."""
+
+
+@stripe_group.command("setup")
+@click.option("--again", is_flag=True, help="Make another endpoint where there is one: to replace its secret.")
+@JSON
+def stripe_setup(again: bool, as_json: bool) -> None:
+    """Make the webhook endpoint at Stripe, under PUBLIC_URL, with all events. Prints its secret, once."""
+    made = ask("stripe_setup", again=again)
+    _print(
+        made, as_json, f"{made['id']} sends {len(made['events'])} kinds of events to {made['url']}\n{made['secret']}"
+    )
+
+
+@stripe_group.command("reconcile")
+@JSON
+def stripe_reconcile(as_json: bool) -> None:
+    """Pull what Stripe has since the last run. Exit code 1 where anything differed or waits for review."""
+    done = ask("stripe_reconcile")
+    lines = [*done["changes"], *(f"review: {each}" for each in done["review"])]
+    lines.append(f"{done['objects']} objects, {len(done['changes'])} differences, {len(done['review'])} to review")
+    _print(done, as_json, "\n".join(lines))
+    sys.exit(1 if done["changes"] or done["review"] else 0)
+
+
+@stripe_group.command("reviews")
+@click.option("--done", "event", metavar="EVENT", help="This event has been looked at.")
+@JSON
+def stripe_reviews(event: str | None, as_json: bool) -> None:
+    """List the events that did not fit the books, and granted nothing."""
+    if event is not None:
+        ask("stripe_reviewed", event=event)
+    found = ask("stripe_reviews")
+    text = "\n".join(f"{one['received_at']}  {one['id']}  {one['type']}  {one['reason']}" for one in found)
+    _print(found, as_json, text or "nothing to review")
 
 
 # --- books, backup, restore -----------------------------------------------------------------------------------

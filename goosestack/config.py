@@ -8,6 +8,8 @@ the environment, `.env` in the working directory. Secrets are taken out of the p
 from __future__ import annotations
 
 import os
+import re
+from base64 import b64decode
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from decimal import Decimal, InvalidOperation
@@ -65,9 +67,16 @@ def _percent(value: str) -> Decimal:
 
 def _url(value: str) -> str:
     parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
-        raise _Bad("must be an http or https URL without credentials or query")
+    _refuse_credentials(parts.netloc)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise _Bad("must be an http or https URL without a query")
     return value.rstrip("/")
+
+
+def _refuse_credentials(netloc: str) -> None:
+    """An address is shown, logged and sent on; and what of it is secret, nobody could tell."""
+    if "@" in netloc:
+        raise _Bad("must not have a user or a password before its host")
 
 
 def _v1_url(value: str) -> str:
@@ -99,6 +108,7 @@ def _key(value: str) -> str:
 def _origins(value: str) -> tuple[str, ...]:
     origins = tuple(origin.strip() for origin in value.split(",") if origin.strip())
     for origin in origins:
+        _refuse_credentials(origin)
         parts = urlsplit(origin)
         if origin != "*" and (parts.scheme not in ("http", "https") or not parts.netloc or parts.path):
             raise _Bad(f"must list origins as https://example.com, or be *; {origin} is neither")
@@ -115,6 +125,63 @@ def _networks(value: str) -> tuple[str, ...]:
         except ValueError:
             raise _Bad(f"must list addresses or networks; {network} is neither") from None
     return networks
+
+
+def _page(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or not value.isascii():
+        raise _Bad("must be an http or https URL without credentials")
+    return _key(value)
+
+
+def _stripe_key(value: str) -> str:
+    if re.fullmatch(r"(sk|rk)_(test|live)_\w{8,}", value, re.ASCII) is None:
+        raise _Bad("must begin with sk_test_, sk_live_, rk_test_ or rk_live_")
+    return value
+
+
+def _stripe_price(value: str) -> str:
+    if re.fullmatch(r"price_\w+", value, re.ASCII) is None:
+        raise _Bad("must be the id of a price, which begins with price_")
+    return value
+
+
+def _webhook_secrets(value: str) -> tuple[str, ...]:
+    secrets = tuple(secret.strip() for secret in value.split(","))
+    if not 1 <= len(secrets) <= 2 or any(re.fullmatch(r"whsec_[\x21-\x7e]{24,}", each) is None for each in secrets):
+        raise _Bad("must be a secret that begins with whsec_, or two with a comma while one replaces the other")
+    return secrets
+
+
+def _notice_secret(value: str) -> str:
+    try:
+        key = b64decode(value.removeprefix("whsec_"), validate=True)
+    except ValueError:
+        key = b""
+    if not value.startswith("whsec_") or not 24 <= len(key) <= 64:
+        raise _Bad("must be whsec_ and the base64 of 24 to 64 bytes")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Topup:
+    """An amount that is sold, and what is given on top of it, in cents."""
+
+    cents: int
+    bonus: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.cents}+{self.bonus}" if self.bonus else str(self.cents)
+
+
+def _topups(value: str) -> tuple[Topup, ...]:
+    found = []
+    for part in value.split(","):
+        cents, _, bonus = part.strip().partition("+")
+        found.append(Topup(_integer(50, 1_000_000)(cents), _integer(0, 1_000_000)(bonus or "0")))
+    if len({topup.cents for topup in found}) < len(found):
+        raise _Bad("must not name an amount twice")
+    return tuple(found)
 
 
 def _path(value: str) -> Path:
@@ -178,6 +245,34 @@ class Config:
         "Prices", "refuse", _choice("refuse", "clamp"), "What happens to a cap that cannot be afforded."
     )
 
+    stripe_secret_key: str | None = option(
+        "Billing", None, _stripe_key, "Sell credits and Pro through this Stripe account.", secret=True
+    )
+    stripe_webhook_secret: tuple[str, ...] | None = option(
+        "Billing", None, _webhook_secrets, "What Stripe signs its events with; two, while one is replaced.", secret=True
+    )
+    stripe_pro_price_id: str | None = option(
+        "Billing", None, _stripe_price, "The monthly price of Pro at Stripe; without it, $10 a month."
+    )
+    stripe_api_base: str | None = option("Billing", None, _url, "Another address of Stripe, for tests.")
+    topups: tuple[Topup, ...] = option(
+        "Billing", "1000,2500,5000,10000", _topups, "Amounts of credits that are sold, in cents; 5000+250 adds a bonus."
+    )
+    checkout_success_url: str | None = option(
+        "Billing", None, _page, "Where a buyer goes who has paid; else PUBLIC_URL."
+    )
+    checkout_cancel_url: str | None = option("Billing", None, _page, "Where one goes who has not; else PUBLIC_URL.")
+    portal_return_url: str | None = option(
+        "Billing", None, _page, "Where Stripe's portal leads back to; else PUBLIC_URL."
+    )
+    notify_webhook_url: str | None = option("Billing", None, _page, "Your address for notices: payments, low balances.")
+    notify_webhook_secret: str | None = option(
+        "Billing", None, _notice_secret, "What notices are signed with: whsec_ and base64.", secret=True
+    )
+    low_balance_cents: int = option(
+        "Billing", "100", _integer(0, 100_000_000), "A balance below this is noticed, once; 0: never."
+    )
+
     signup: str = option("Limits", "open", _choice("open", "closed"), "Whether anyone may make a key (with no credit).")
     signups_per_hour: int = option("Limits", "3", _integer(0, 1_000_000), "New users an hour for one address.")
     rate_limit_window: int = option("Limits", "60000", _integer(1_000, 86_400_000), "Milliseconds of the window.")
@@ -218,7 +313,7 @@ def _shown(entry: Field[Any], value: object) -> str:
         return "(set)"
     if isinstance(value, bool):
         return str(value).lower()
-    return ",".join(value) if isinstance(value, tuple) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def load(environ: Mapping[str, str], directory: Path = Path()) -> Config:

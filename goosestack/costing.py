@@ -11,9 +11,9 @@ import math
 from dataclasses import replace
 
 from goosestack import pricing
-from goosestack.bidding import Bid
+from goosestack.bidding import LONG_CONTEXT, Bid
 from goosestack.ledger import Charge
-from goosestack.pricing import PriceBook, Terms, Usage
+from goosestack.pricing import PriceBook, Usage
 from goosestack.wire import Reading, media
 
 _MOST_COUNT = 10**7
@@ -38,17 +38,21 @@ def _believed(made: Bid, reading: Reading) -> tuple[Usage | None, str | None]:
     model = made.offer.model
     if max(usage.counts()) > _MOST_COUNT:
         return None, "a count beyond anything a provider can do"
-    if model is None:
+    if model is None or made.call.free:
         return usage, None
     if usage.all_input == 0:
         return None, "no input"
+    if usage.all_output > max(model.max_output, made.cap) * made.call.answers:
+        return None, "more output than the model can write"
+    if usage.all_input > max(made.demand.tokens, model.context, LONG_CONTEXT) * made.call.answers:
+        return None, "more input than the model can read"
     return usage, reading.nonsense
 
 
 def seen(made: Bid, reading: Reading) -> Usage:
     """What is known of the usage now, the rest guessed: input and visible output by a third of their bytes."""
     usage = _believed(made, reading)[0] or Usage()
-    if made.account_id is None:
+    if made.payer is None:
         return usage
     if not usage.all_input:
         text = math.ceil(made.call.text_bytes / 3) + media.estimate(made.call.media)
@@ -56,24 +60,29 @@ def seen(made: Bid, reading: Reading) -> Usage:
     return replace(usage, output=max(usage.output, math.ceil(reading.output_bytes / 3)))
 
 
-def charge(made: Bid, reading: Reading, usage: Usage, book: PriceBook, terms: Terms, today: str) -> Charge:
+def charge(made: Bid, reading: Reading, usage: Usage, book: PriceBook, today: str) -> Charge:
     """The charge for a usage: the provider's own cost where it names one that the quote covers, else the price of the
     model and the tier that the answer reports."""
-    asked, provider = made.offer.model, made.offer.provider
-    if made.account_id is None or asked is None:
+    asked, provider, payer = made.offer.model, made.offer.provider, made.payer
+    if payer is None or asked is None:
         return Charge(0, 0, usage.counts())
+    tokens = usage.all_input + usage.all_output
+    asked, terms = payer.prices(asked)
     named = reading.cost if provider.reports_cost and not asked.by_operator else None
     if named is not None and named.is_finite() and 0 <= named < _MOST_COST:
         nanos = terms.apply(math.ceil(named * 10**12))
-        if nanos <= made.at_most:
-            return Charge(nanos, nanos, usage.counts())
+        if nanos <= made.nanos:
+            return Charge(payer.grains(nanos, tokens), nanos, usage.counts())
     answered = book.find_reported(provider.name, reading.model) if reading.model else None
-    nanos = pricing.charge(
-        answered or asked, usage, terms, today, tier=reading.tier or made.call.tier, us_only=made.call.us_only
-    )
-    return Charge(nanos, nanos, usage.counts())
+    if answered is not None:
+        asked, terms = payer.prices(answered)
+    tier = reading.tier or made.call.tier
+    nanos = pricing.charge(asked, usage, terms, today, tier=tier, us_only=made.call.us_only)
+    return Charge(payer.grains(nanos, tokens), nanos, usage.counts())
 
 
 def estimated(charge: Charge, held: int) -> Charge:
-    """The same as an estimate, which is never above what is held."""
-    return replace(charge, amount=min(charge.amount, held), nanos=min(charge.nanos, held), estimated=True)
+    """The same as an estimate, which is never above the `held` grains."""
+    amount = min(charge.amount, held)
+    nanos = amount if charge.amount == charge.nanos else charge.nanos  # the same thing, where money pays
+    return replace(charge, amount=amount, nanos=nanos, estimated=True)

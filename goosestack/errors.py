@@ -38,6 +38,13 @@ class ShuttingDown(Problem):
     openai, anthropic = ("service_unavailable_error", "server_is_overloaded"), "overloaded_error"
 
 
+class Malformed(Problem):
+    """This is not a request that can be read: HTTP/1.1, to the letter."""
+
+    status, type = 400, "validation_error"
+    openai, anthropic = ("invalid_request_error", None), "invalid_request_error"
+
+
 class NotFound(Problem):
     """There is nothing at {path}."""
 
@@ -166,7 +173,7 @@ class SignupClosed(Problem):
 
 
 class NotPro(Problem):
-    """`X-Provider-Key` (your own provider key) needs an active Pro plan. {where}"""
+    """`X-Provider-Key` (your own provider key) needs an active Pro plan, which this account has not."""
 
     status, type = 403, "authorization_error"
     openai, anthropic = ("permission_error", "pro_required"), "permission_error"
@@ -229,6 +236,13 @@ class Unsupported(Problem):
     openai, anthropic = ("invalid_request_error", "unsupported_parameter"), "invalid_request_error"
 
 
+class NotAccepted(Problem):
+    """This was not accepted."""
+
+    status, type = 400, "validation_error"
+    openai, anthropic = ("invalid_request_error", None), "invalid_request_error"
+
+
 class ModelNotFound(Problem):
     """The model `{model}` is not sold here{hint}. `GET /v1/models` lists what is."""
 
@@ -259,6 +273,30 @@ class VoucherFunds(Problem):
     status, type = 402, "payment_required"
     openai, anthropic = ("payment_required", "insufficient_funds"), "billing_error"
     retry = False
+
+
+class InDebt(Problem):
+    """A payment of this account was taken back after its credits were spent: {debt} is owed, and nothing new is
+    admitted. What is topped up pays that first. {where}"""
+
+    status, type = 402, "insufficient_credits"
+    openai, anthropic = ("insufficient_quota", "insufficient_balance"), "billing_error"
+    retry = False
+
+
+class NotForSale(Problem):
+    """Nothing can be bought here: {reason}"""
+
+    status, type = 503, "billing_unavailable"
+    openai, anthropic = ("service_unavailable_error", "billing_unavailable"), "api_error"
+    retry = False
+
+
+class TillUnavailable(Problem):
+    """The payment provider cannot be asked just now; nothing was charged. Try again in a moment."""
+
+    status, type = 503, "billing_unavailable"
+    openai, anthropic = ("service_unavailable_error", "billing_unavailable"), "api_error"
 
 
 class StoreUnavailable(Problem):
@@ -315,3 +353,7 @@ class Internal(Problem):
 
 class Refusal(Exception):
     """Start or a command is refused; the text is one sentence for the operator."""
+
+
+class NotYet(Refusal):
+    """Refused for what may pass by itself: trying again is worth it."""

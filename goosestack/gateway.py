@@ -19,6 +19,7 @@ from goosestack.auth import Identifier, identify, provider_key
 from goosestack.bidding import THREAD_ABOVE_BYTES
 from goosestack.ledger import Charge
 from goosestack.limits import RateLimit
+from goosestack.payers import Funding, Payer, Shortage
 from goosestack.relay import Desk, Relay
 from goosestack.store import Tx
 from goosestack.stream import Deadline
@@ -28,18 +29,24 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
+REVOKED_S = 60.0
+"""How long after it may have sent its body a request is on its way to its hold, at most."""
+
+
 @dataclass(kw_only=True)
 class Gateway(Desk):
     """What `relay` works with, handed over by `app`."""
 
     identifiers: Sequence[Identifier]
+    fundings: Sequence[Funding]
+    """Who pays, in the order in which they are asked."""
     rate_limit: RateLimit
     """Per key."""
     strangers: RateLimit
     """Per address, for whoever proves nothing."""
     stopping: bool = False
-    revoked: set[str] = field(default_factory=set)
-    """Keys that ended while this process ran."""
+    revoked: dict[str, float] = field(default_factory=dict)
+    """Keys that ended a moment ago, and when (loop time): whoever was identified before may still be sending a body."""
 
     async def identify(self, scope: Scope) -> Principal:
         """Who calls. Whoever proves nothing is counted by address."""
@@ -55,6 +62,10 @@ class Gateway(Desk):
             raise errors.ShuttingDown()
         return await self.rate_limit.hit(caller.key_id)
 
+    def payers(self, caller: Principal) -> list[Payer]:
+        """Whom the caller can have a request paid by, in the order in which they are asked."""
+        return [payer for funding in self.fundings if (payer := funding.payer(caller)) is not None]
+
     def make_room(self, caller: Principal, headers: dict[str, str]) -> None:
         """Raise where no relay may begin now: asked before the body is read, and again when the relay is made, since
         other requests have come in, the key may have been revoked, and a stop may have begun meanwhile."""
@@ -69,8 +80,11 @@ class Gateway(Desk):
             raise errors.StoreUnavailable(headers={**headers, "retry-after": "10"})
 
     def tick(self) -> None:
-        """Every second: keep quiet streams alive, drop clients who stopped reading."""
+        """Every second: keep quiet streams alive, drop clients who stopped reading, forget keys that ended long ago."""
         now = asyncio.get_running_loop().time()
+        if self.revoked:
+            latest = now - self.limits.body_timeout_s - REVOKED_S
+            self.revoked = {key_id: ended for key_id, ended in self.revoked.items() if ended > latest}
         for relay in tuple(self.live.values()):
             try:
                 relay.tick(now)
@@ -94,7 +108,7 @@ class Gateway(Desk):
     def end_of_key(self, key_id: str) -> None:
         """A key was revoked: its next request fails, and delivery of its live answers ends at once; each of them
         settles by the rule for a client who has gone. Whoever revokes calls this, once that is committed."""
-        self.revoked.add(key_id)
+        self.revoked[key_id] = asyncio.get_running_loop().time()
         for identifier in self.identifiers:
             identifier.forget(key_id)
         for relay in tuple(self.live.values()):
@@ -102,15 +116,16 @@ class Gateway(Desk):
                 relay.end("its key was revoked")
 
     async def drain(self, patience_s: float) -> None:
-        """Stop admitting; let what lives finish, then cut it off, until every hold has ended."""
+        """Stop admitting; let what lives finish, then cut it off, until every hold has ended. What cannot be written
+        down for too long is given up."""
         self.stopping = True
         late = {relay.task for relay in self.live.values()}
-        if late:
-            _, late = await asyncio.wait(late, timeout=patience_s)
-        for task in late:
-            task.cancel()
-        if late:
-            await asyncio.wait(late, timeout=10)
+        for patience in (patience_s, self.limits.unsettled_s, self.limits.unsettled_s):
+            if late:
+                _, late = await asyncio.wait(late, timeout=patience)
+            for task in late:
+                task.cancel()
+            self.giving_up = bool(late) and patience is not patience_s
 
 
 def _journal_all(tx: Tx, due: Sequence[tuple[str, Charge]]) -> None:
@@ -129,8 +144,9 @@ async def relay(gateway: Gateway, wire: Wire, scope: Scope, receive: Receive) ->
     own_key = provider_key(scope["headers"])
     if own_key is not None:
         require_pro(caller, gateway)
+    payers = gateway.payers(caller)
     if own_key is None and not wire.free:
-        _require_funds_for_large(gateway, caller, scope)
+        _require_funds_for_large(gateway, payers, scope)
     raw = await read_body(gateway, scope, receive, owner=caller.user_id)
     try:
         call = await _parse(wire, raw, own_key=own_key is not None)
@@ -140,7 +156,7 @@ async def relay(gateway: Gateway, wire: Wire, scope: Scope, receive: Receive) ->
             wire,
             call,
             _vendor_headers(scope) if wire.dialect == "anthropic" else {},
-            account_id=caller.account_id,
+            payers=payers,
             own_key=own_key,
             today=gateway.now()[:10],
             query=scope.get("query_string", b"").decode("latin-1"),
@@ -156,7 +172,7 @@ def require_pro(caller: Principal, gateway: Gateway) -> None:
     """Only Pro brings a key of its own; a lapsed plan is never quietly charged to credits."""
     until = gateway.store.peek(pro_until, caller.user_id)
     if until is None or until <= gateway.now():
-        raise errors.NotPro(where=bidding.where_to_pay(gateway.policy.public_url))
+        raise errors.NotPro()
 
 
 async def _parse(wire: Wire, raw: bytes, *, own_key: bool) -> Call:
@@ -175,13 +191,19 @@ def _vendor_headers(scope: Scope) -> dict[str, str]:
     return found
 
 
-def _require_funds_for_large(gateway: Gateway, caller: Principal, scope: Scope) -> None:
+def _require_funds_for_large(gateway: Gateway, payers: Sequence[Payer], scope: Scope) -> None:
     """Whoever has nothing is not read at length: the room for bodies is for those who can pay for an answer."""
     declared = next((int(value) for name, value in scope["headers"] if name == b"content-length"), None)
-    if declared is None or declared > THREAD_ABOVE_BYTES:
-        available = gateway.store.peek(ledger.left_in, caller.account_id)
-        if available <= 0:
-            raise bidding.penniless(gateway.policy)
+    if declared is not None and declared <= THREAD_ABOVE_BYTES:
+        return
+    refusal: errors.Problem | None = None
+    for payer in payers:
+        found = gateway.store.peek(payer.look)
+        if found.available > 0 and not found.debt:
+            return
+        refusal = payer.refuse(Shortage(1, max(0, found.available), None, found.debt))
+    if refusal is not None:
+        raise refusal
 
 
 async def read_body(

@@ -134,6 +134,24 @@ class Client:
         await asyncio.sleep(0)
 
 
+def session_for(library: str, total_s: float) -> aiohttp.ClientSession:
+    """Connections for a library that makes its requests itself, by the same rules; whoever asks for them closes them.
+
+    `library` is sent as the user agent. The time is for each request, from its first byte to the answer's last."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=20, keepalive_timeout=IDLE_S, ttl_dns_cache=60),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=total_s, sock_connect=CONNECT_S),
+        headers={"user-agent": library},
+        trust_env=False,
+        max_field_size=MOST_HEADER_BYTES,
+    )
+
+
+FAILURES = (aiohttp.ClientError, ConnectionError, TimeoutError)
+"""What a request over such connections can fail with."""
+
+
 async def _note_reuse(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
     context.trace_request_ctx.reused = True
 

@@ -11,8 +11,9 @@ rounds up, and not each of them. For every account, always:
     balance = sum(entries) - sum(billed)          units
     carry   = sum(billed) * grain - sum(charged)  grains, 0 <= carry < grain
     held    = sum(held of open holds)             grains, <= balance * grain + carry
+    debt    = sum(posted - target of dues)        units; while there is any, less than a unit is available
 
-Every verb is idempotent: entries by `(kind, ref)`, holds by their id and status.
+Every verb is idempotent: entries by `(kind, ref)`, dues by their target, holds by their id and status.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ class Authorized:
 
     held: int | None
     available: int
+    debt: int = 0
+    """Units that must be taken back first: while there are any, nothing is held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +111,14 @@ def open_account(tx: Tx, user_id: str, unit: str, now: str, ref: str = "") -> in
     return int(row[0])
 
 
-def post(tx: Tx, account_id: int, kind: str, ref: str, amount: int, now: str, note: str = "") -> bool:
+def post(
+    tx: Tx, account_id: int, kind: str, ref: str, amount: int, now: str, note: str = "", cause: str | None = None
+) -> bool:
     """Post an entry of `amount` units (negative takes away); False where `(kind, ref)` was posted before.
 
     Raises LedgerError where the same ref stands for another movement, where the balance would leave its
-    bounds (also by an amount that is none), or where holds stand on what is to be taken away.
+    bounds (also by an amount that is none), or where holds stand on what is to be taken away. Where something is owed,
+    what is added goes there first. `cause` is the ref of the due that the entry is a part of (see `bring`).
     """
     if not 0 < abs(amount) <= MOST_UNITS:
         raise LedgerError(f"{kind} {ref}: {amount:+d} is no movement")
@@ -123,17 +129,88 @@ def post(tx: Tx, account_id: int, kind: str, ref: str, amount: int, now: str, no
         return False
     moved = tx.execute(
         "UPDATE accounts SET balance = balance + ?, updated_at = ? WHERE id = ?"
-        " AND balance + ? BETWEEN 0 AND ? AND (balance + ?) * grain + carry >= held",
+        " AND balance + ? BETWEEN 0 AND ? AND (balance + ?) * grain + carry >= held RETURNING debt",
         (amount, now, account_id, amount, MOST_UNITS, amount),
-    ).rowcount
-    if moved != 1:
+    ).fetchone()
+    if moved is None:
         raise LedgerError(f"{kind} {ref}: the account has no room for {amount:+d}")
     tx.execute(
-        "INSERT INTO entries (seq, id, account_id, kind, ref, amount, note, created_at)"
-        " VALUES ((SELECT coalesce(max(seq), 0) + 1 FROM entries), ?, ?, ?, ?, ?, ?, ?)",
-        (f"ent_{kind}_{ref}", account_id, kind, ref, amount, note, now),
+        "INSERT INTO entries (seq, id, account_id, kind, ref, amount, note, cause, created_at)"
+        " VALUES ((SELECT coalesce(max(seq), 0) + 1 FROM entries), ?, ?, ?, ?, ?, ?, ?, ?)",
+        (f"ent_{kind}_{ref}", account_id, kind, ref, amount, note, cause, now),
     )
+    if moved[0] and cause is None:
+        _sweep(tx, account_id, now)
     return True
+
+
+# --- dues: what was posted for a ref, brought to a target -----------------------------------------------------
+
+
+def bring(tx: Tx, account_id: int, kind: str, ref: str, target: int, now: str) -> int:
+    """Bring what was posted for `ref` to `target` units; what is owed of it afterwards, because it is spent or held.
+
+    The difference is posted as entries of this kind, `ref#1`, `ref#2` and so on. What is to be taken back is taken as
+    far as it is available, open holds being honoured; the rest is debt, and taken as soon as there is something.
+    """
+    if not 0 <= target <= MOST_UNITS:
+        raise LedgerError(f"{kind} {ref}: {target} is no target")
+    due = tx.execute("SELECT account_id, target, posted FROM dues WHERE ref = ?", (ref,)).fetchone()
+    if due is None:
+        tx.execute(
+            "INSERT INTO dues (seq, ref, account_id, kind, target)"
+            " VALUES ((SELECT coalesce(max(seq), 0) + 1 FROM dues), ?, ?, ?, 0)",
+            (ref, account_id, kind),
+        )
+        due = (account_id, 0, 0)
+    if due[0] != account_id:
+        raise LedgerError(f"{kind} {ref} is a movement of another account")
+    _, before, posted = due
+    lacking = max(0, target - posted)
+    if lacking:
+        _post_due(tx, account_id, kind, ref, lacking, now)
+    if target != before:
+        owed = max(0, posted - target) - (posted - before)
+        tx.execute("UPDATE dues SET kind = ?, target = ? WHERE ref = ?", (kind, target, ref))
+        tx.execute("UPDATE accounts SET debt = debt + ? WHERE id = ?", (owed, account_id))
+        _sweep(tx, account_id, now)
+    return int(tx.execute("SELECT posted - target FROM dues WHERE ref = ?", (ref,)).fetchone()[0])
+
+
+def has_due(tx: Tx, ref: str) -> bool:
+    """Whether anything was ever posted for `ref` by `bring`."""
+    return tx.execute("SELECT 1 FROM dues WHERE ref = ?", (ref,)).fetchone() is not None
+
+
+def target_of(tx: Tx, ref: str) -> int:
+    """What was to be posted for `ref` when it was last brought to anything; 0 where it never was."""
+    row = tx.execute("SELECT target FROM dues WHERE ref = ?", (ref,)).fetchone()
+    return 0 if row is None else int(row[0])
+
+
+def _post_due(tx: Tx, account_id: int, kind: str, ref: str, amount: int, now: str) -> None:
+    number = tx.execute(
+        "UPDATE dues SET posted = posted + ?, entries = entries + 1 WHERE ref = ? RETURNING entries", (amount, ref)
+    ).fetchone()[0]
+    post(tx, account_id, kind, f"{ref}#{number}", amount, now, cause=ref)
+
+
+def _sweep(tx: Tx, account_id: int, now: str) -> None:
+    """Take what is available for what is owed, the oldest first."""
+    available = tx.execute(
+        "SELECT (balance * grain + carry - held) / grain FROM accounts WHERE id = ?", (account_id,)
+    ).fetchone()[0]
+    owed = tx.execute(
+        "SELECT ref, kind, posted - target FROM dues WHERE account_id = ? AND posted > target ORDER BY seq",
+        (account_id,),
+    ).fetchall()
+    for ref, kind, due in owed:
+        taken = min(due, available)
+        if taken == 0:
+            return
+        _post_due(tx, account_id, kind, ref, -taken, now)
+        tx.execute("UPDATE accounts SET debt = debt - ? WHERE id = ?", (taken, account_id))
+        available -= taken
 
 
 # --- the life of a hold ---------------------------------------------------------------------------------------
@@ -170,11 +247,11 @@ _COLUMNS = (
 _INSERT_FREE = _COLUMNS + (
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'held', 0, NULL, NULL) ON CONFLICT (id) DO NOTHING RETURNING held"
 )
-# The one conditional statement of the gate: no row where less than at_least is available.
+# The one conditional statement of the gate: no row where less than at_least is available, or anything is owed.
 _INSERT_PAID = _COLUMNS + (
     "SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, 'held',"
     " CASE WHEN balance * grain + carry - held < ? THEN balance * grain + carry - held ELSE ? END, id, unit"
-    " FROM accounts WHERE id = ? AND balance * grain + carry - held >= ?"
+    " FROM accounts WHERE id = ? AND balance * grain + carry - held >= ? AND debt = 0"
     " ON CONFLICT (id) DO NOTHING RETURNING held"
 )
 
@@ -184,7 +261,7 @@ def _held_before(tx: Tx, hold: NewHold) -> Authorized:
     available = left_in(tx, hold.account_id)
     seen = tx.execute("SELECT status, held, account_id FROM usage_log WHERE id = ?", (hold.id,)).fetchone()
     if seen is None:
-        return Authorized(None, available)
+        return Authorized(None, available, owed_by(tx, hold.account_id))
     if seen[0] != "held" or seen[2] != hold.account_id:
         raise LedgerError(f"hold {hold.id} was used before")
     return Authorized(int(seen[1]), available)
@@ -193,6 +270,12 @@ def _held_before(tx: Tx, hold: NewHold) -> Authorized:
 def left_in(tx: Tx, account_id: int | None) -> int:
     """What an account has left, in grains: its balance and carry, less what is held."""
     row = tx.execute("SELECT balance * grain + carry - held FROM accounts WHERE id = ?", (account_id,)).fetchone()
+    return 0 if row is None else int(row[0])
+
+
+def owed_by(tx: Tx, account_id: int | None) -> int:
+    """The account's debt, in units."""
+    row = tx.execute("SELECT debt FROM accounts WHERE id = ?", (account_id,)).fetchone()
     return 0 if row is None else int(row[0])
 
 
@@ -218,7 +301,7 @@ def settle(tx: Tx, hold_id: str, charge: Charge, reason: str, now: str) -> Settl
     if charge.amount < 0:
         raise LedgerError(f"hold {hold_id} cannot be charged {charge.amount}")
     row = tx.execute(
-        "SELECT status, account_id, u.held, estimated, balance, carry, a.held, grain"
+        "SELECT status, account_id, u.held, estimated, balance, carry, a.held, grain, debt"
         " FROM usage_log u LEFT JOIN accounts a ON a.id = account_id WHERE u.id = ?",
         (hold_id,),
     ).fetchone()
@@ -255,8 +338,8 @@ def settle(tx: Tx, hold_id: str, charge: Charge, reason: str, now: str) -> Settl
 
 def _take(tx: Tx, account_id: int, funds: Sequence[int], held: int, amount: int, now: str) -> tuple[int, int, int, int]:
     """Take `amount` grains (negative gives back), of which `held` were set aside, from an account that has `funds`
-    (balance, carry, held, grain): what was charged and billed, the balance, what is available."""
-    balance, carry, all_held, grain = funds
+    (balance, carry, held, grain, debt): what was charged and billed, the balance, what is available."""
+    balance, carry, all_held, grain, debt = funds
     charged = min(amount, balance * grain + carry - (all_held - held))
     billed = -((carry - charged) // grain)  # units up, so that 0 <= the new carry < grain; 0 while the carry covers it
     balance, carry, all_held = balance - billed, carry + billed * grain - charged, all_held - held
@@ -264,6 +347,9 @@ def _take(tx: Tx, account_id: int, funds: Sequence[int], held: int, amount: int,
         "UPDATE accounts SET balance = ?, carry = ?, held = ?, updated_at = ? WHERE id = ?",
         (balance, carry, all_held, now, account_id),
     )
+    if debt:
+        _sweep(tx, account_id, now)
+        (balance,) = tx.execute("SELECT balance FROM accounts WHERE id = ?", (account_id,)).fetchone()
     return charged, billed, balance, balance * grain + carry - all_held
 
 
@@ -282,7 +368,9 @@ def _correct(tx: Tx, hold_id: str, charge: Charge, reason: str, now: str) -> Non
     due = charge.amount - charged
     taken, billed = 0, 0
     if account_id is not None:
-        funds = tx.execute("SELECT balance, carry, held, grain FROM accounts WHERE id = ?", (account_id,)).fetchone()
+        funds = tx.execute(
+            "SELECT balance, carry, held, grain, debt FROM accounts WHERE id = ?", (account_id,)
+        ).fetchone()
         taken, billed, _, _ = _take(tx, account_id, funds, 0, due, now)
     tx.execute(
         f"INSERT INTO usage_log (id, user_id, key_id, account_id, unit, process_id, wire, provider, model, {names},"
@@ -333,7 +421,11 @@ def release(tx: Tx, hold_id: str, reason: str, now: str) -> str:
         (reason, now, hold_id),
     )
     if account_id is not None:
-        tx.execute("UPDATE accounts SET held = held - ? WHERE id = ?", (held, account_id))
+        debt = tx.execute(
+            "UPDATE accounts SET held = held - ? WHERE id = ? RETURNING debt", (held, account_id)
+        ).fetchone()
+        if debt[0]:
+            _sweep(tx, account_id, now)
     return "released"
 
 
@@ -410,12 +502,15 @@ def check(tx: Tx, *, full: bool) -> Books:
             GROUP BY CAST(account_id AS BIGINT)  -- by the column itself, SQLite would scan all entries by account
         ), held AS (
             SELECT account_id, sum(held) AS held FROM usage_log WHERE status = 'held' GROUP BY account_id
+        ), owed AS (
+            SELECT account_id, sum(posted - target) AS owed FROM dues WHERE posted > target GROUP BY account_id
         )
-        SELECT a.id, a.grain, a.balance, a.carry, a.held,
+        SELECT a.id, a.grain, a.balance, a.carry, a.held, a.debt, coalesce(o.owed, 0),
                s.entered + coalesce(e.amount, 0), s.billed + coalesce(p.billed, 0),
                s.charged + coalesce(p.charged, 0), coalesce(h.held, 0)
         FROM accounts a JOIN start s ON s.id = a.id LEFT JOIN paid p ON p.account_id = a.id
         LEFT JOIN entered e ON e.account_id = a.id LEFT JOIN held h ON h.account_id = a.id
+        LEFT JOIN owed o ON o.account_id = a.id
         ORDER BY a.id
         """
     ).fetchall()
@@ -432,20 +527,24 @@ def check(tx: Tx, *, full: bool) -> Books:
         account_id: tuple(sums)
         for account_id, *sums in tx.execute("SELECT account_id, entered, billed, charged FROM statements").fetchall()
     }
-    for account_id, grain, balance, carry, held, entered, billed, charged, open_holds in rows:
+    for account_id, grain, balance, carry, held, debt, owed, entered, billed, charged, open_holds in rows:
         books.accounts += 1
         for name, stands, should in (
             ("balance", balance, entered - billed),
             ("carry", carry, billed * grain - charged),
             ("held", held, open_holds),
+            ("debt", debt, owed),
         ):
             if stands != should:
                 books.wrong.append(f"account {account_id}: {name} is {stands}, and its rows add up to {should}")
         if balance * grain + carry < held:
             books.wrong.append(f"account {account_id}: {held} held, more than it has")
+        if debt and balance * grain + carry - held >= grain:
+            books.wrong.append(f"account {account_id}: owes {debt}, and has not paid what it could")
         if stated.get(account_id) != (entered, billed, charged) or books.accounts == 1:  # one always tells how far
             books.statements.append((account_id, entry_seq, settled_seq, entered, billed, charged))
     books.wrong += [f"usage {hold_id}: {why}" for hold_id, why in _wrong_rows(tx)]
+    books.wrong += [f"due {ref}: {why}" for ref, why in _wrong_dues(tx, since)]
     return books
 
 
@@ -454,6 +553,19 @@ def _wrong_rows(tx: Tx) -> Iterable[tuple[str, str]]:
     rows = tx.execute("SELECT id FROM usage_log WHERE status = 'held' AND process_id < ?", (latest,)).fetchall()
     for (hold_id,) in sorted(rows):  # not ordered there: that would scan every row there ever was
         yield hold_id, "held by a process that is gone"
+
+
+def _wrong_dues(tx: Tx, since: str) -> Iterable[tuple[str, str]]:
+    """Dues that are not the sum of their entries, of those that have had any lately."""
+    rows = tx.execute(
+        "SELECT cause, posted, entries, sums.amount, sums.number FROM ("
+        " SELECT cause, sum(amount) AS amount, count(*) AS number FROM entries WHERE cause IN"
+        f" (SELECT cause FROM entries WHERE seq > (SELECT entry_seq FROM {since} AS verified) AND cause IS NOT NULL)"
+        " GROUP BY cause) AS sums LEFT JOIN dues ON ref = cause ORDER BY cause"
+    ).fetchall()
+    for ref, posted, entries, amount, number in rows:
+        if (posted, entries) != (amount, number):
+            yield ref, f"{posted} was posted in {entries} entries, and there are {number}, of {amount}"
 
 
 def verify(tx: Tx, books: Books, now: str) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import ROUND_CEILING, Decimal, InvalidOperation
 from typing import Any
@@ -147,6 +147,11 @@ class Demand:
     us_only: bool = False
     web_searches: int = 0
 
+    @property
+    def tokens(self) -> int:
+        """All of them, what searches bring in included."""
+        return self.input + self.web_searches * WEB_SEARCH_INPUT + self.output
+
 
 @dataclass(frozen=True, slots=True)
 class Terms:
@@ -193,12 +198,12 @@ def charge(model: Model, usage: Usage, terms: Terms, today: str, *, tier: str = 
     return _nanos(model, picos, usage.web_searches, us_only, terms)
 
 
-def affordable_output(model: Model, demand: Demand, terms: Terms, today: str, nanos: int) -> int:
-    """How many output tokens `nanos` nanodollars pay for, the rest of `demand` being paid first; 0 where none."""
+def most_output(demand: Demand, fits: Callable[[Demand], bool]) -> int:
+    """The most output tokens with which a demand still fits; 0 where none does."""
     low, high = 0, demand.output
-    while low < high:  # the quote is monotone in the output; bisection needs no second formula
+    while low < high:  # what a demand costs is monotone in its output; bisection needs no second formula
         middle = (low + high + 1) // 2
-        if quote(model, replace(demand, output=middle), terms, today) <= nanos:
+        if fits(replace(demand, output=middle)):
             low = middle
         else:
             high = middle - 1

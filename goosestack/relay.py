@@ -23,6 +23,7 @@ from goosestack.stream import Deadline, Pipe, surely
 from goosestack.tokenizer import Tokenizer
 from goosestack.upstream import Upstreams
 from goosestack.wire import Wire, body as fields, envelope
+from goosestack.wire.sse import data_of
 
 MOST_ANSWER_BYTES = 64 * 1024 * 1024
 MOST_ERROR_BYTES = 1024 * 1024
@@ -32,14 +33,10 @@ STALLED_S = 30.0
 RELAYED = frozenset((400, 404, 413, 422, 429, 529))
 """What a provider's refusal is passed on as it is: agents recover by its text."""
 
+FREE = {"x-goosestack-cost-usd": "0", "x-goosestack-cost-cents": "0"}
+"""What an answer tells that nobody's account pays for."""
+
 _PASSED_HEADERS = ("content-type", "retry-after", "retry-after-ms", "x-should-retry", "openai-processing-ms")
-_OPERATORS_FAULT = (
-    b"insufficient_quota",
-    b"credit balance is too low",
-    b"billing_hard_limit",
-    b"budget_exceeded",
-    b"spend_limit_reached",
-)
 _STREAM_HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache",
@@ -58,6 +55,8 @@ class Limits:
     body_timeout_s: float = 60
     deadline_s: float = 900
     grace_s: float = 5
+    unsettled_s: float = 10
+    """How long a stop waits for what cannot be written: a disk may be given room again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +83,8 @@ class Desk:
     limits: Limits
     now: Callable[[], str]
     live: dict[str, Relay] = field(default_factory=dict)
+    giving_up: bool = False
+    """Whether the process ends now, also with holds that could not be ended: the next start ends them."""
     body_bytes: int = 0
     """Request bodies in memory."""
     bodies: dict[str, int] = field(default_factory=dict)
@@ -137,12 +138,12 @@ class Relay:
         self.head: asyncio.Future[Head] = loop.create_future()
         self.pipe = Pipe(loop.time())
         self.held: int | None = None
-        """Nanodollars; None before the hold stands."""
+        """Grains of the payer's unit; None before the hold stands."""
         self.receipt: Settled | str | None = None
         """How the hold ended; None while it stands."""
         self.gone = False
         self._day = desk.now()[:10]
-        self._reader = wire.reader(bid.call, keep_text=desk.tokenizer.installed and bid.account_id is not None)
+        self._reader = wire.reader(bid.call, keep_text=desk.tokenizer.installed and bid.payer is not None)
         self._reason = ""
         self._exchange = Exchange()
         self._status: int | None = None
@@ -176,18 +177,26 @@ class Relay:
     # --- authorize ---
 
     async def _authorize(self) -> None:
-        bid, desk = self.bid, self.desk
-        available = await self._hold(bid.at_most)
-        if self.held is None and available > 0:
-            await bidding.tighten(bid, desk.policy, desk.tokenizer, desk.client, self._day, available)
-            available = await self._hold(bid.at_least)
-        if self.held is None:
-            raise bidding.insufficient(bid, desk.policy, self._day, available)
+        """Make the hold: with the first payer who can."""
+        while (refusal := await self._ask_payer()) is not None:
+            if not bidding.next_payer(self.bid, self.desk.policy, self._day):
+                raise refusal
+        assert self.held is not None
         self._set_cap(self.held)
 
-    async def _hold(self, at_least: int) -> int:
-        """Make the hold, at least so much of it; what is available after it, or without it where it does not fit."""
-        caller, bid, desk, available = self.caller, self.bid, self.desk, 0
+    async def _ask_payer(self) -> errors.Problem | None:
+        """Hold what the bid needs with the payer whose turn it is; why not, where that cannot be."""
+        bid, desk = self.bid, self.desk
+        answer = await self._hold(bid.at_most)
+        if answer.held is None and answer.available > 0 and not answer.debt:
+            await bidding.tighten(bid, desk.policy, desk.tokenizer, desk.client, self._day, answer.available)
+            answer = await self._hold(bid.at_least)
+        return None if answer.held is not None else bidding.refusal(bid, self._day, answer.available, answer.debt)
+
+    async def _hold(self, at_least: int) -> Authorized:
+        """Make the hold, at least so much of it."""
+        caller, bid, desk, payer = self.caller, self.bid, self.desk, self.bid.payer
+        answers: list[Authorized] = []
         hold = NewHold(
             self.id,
             caller.user_id,
@@ -196,23 +205,24 @@ class Relay:
             bid.offer.provider.name,
             bid.model,
             caller.key_id,
-            bid.account_id,
+            None if payer is None else payer.account_id,
         )
 
         def note(answer: Authorized) -> None:
-            nonlocal available
-            self.held, available = answer.held, answer.available
+            self.held = answer.held
+            answers.append(answer)
 
-        await surely(desk.store.write(ledger.authorize, hold, at_least, bid.at_most, born_at(self.id)), note)
-        return available
+        verb = ledger.authorize if payer is None else payer.authorize
+        await surely(desk.store.write(verb, hold, at_least, bid.at_most, born_at(self.id)), note)
+        return answers[0]
 
     def _set_cap(self, held: int) -> None:
         """Derive the output cap from what is held, and put it into the body where it is not the caller's own."""
         bid, call, model = self.bid, self.bid.call, self.bid.offer.model
-        if model is None or bid.account_id is None or call.cap_field is None:
+        if model is None or bid.payer is None or call.cap_field is None:
             return
         if held < bid.at_most:
-            bid.cap = bidding.affordable_cap(bid, self.desk.policy, self._day, held)
+            bid.cap = bidding.affordable_cap(bid, self._day, held)
         # The model's own maximum need not be sent: but only where it is the vendor's, and not what somebody wrote down.
         vendors = not bid.offer.provider.routes and model.id not in self.desk.upstreams.book.chosen
         if bid.cap != call.cap and not (vendors and call.cap is None and bid.cap >= model.max_output):
@@ -302,7 +312,7 @@ class Relay:
         provider = self.bid.offer.provider.name
         if self.bid.own_key and status >= 400:
             self._begin(Head(status, self._passed(answer), self._clean(body)))
-        elif status in (401, 402, 403) or any(mark in body for mark in _OPERATORS_FAULT):
+        elif status in (401, 402, 403) or envelope.concerns_operator(body):
             self.desk.alert("provider_refuses_operator", provider=provider, status=status, request_id=self.id)
             raise errors.OperatorProblem()
         elif status in RELAYED:
@@ -312,7 +322,7 @@ class Relay:
 
     def _failure(self, frame: bytes) -> bytes:
         """The provider's own error frame, as far as it concerns the caller."""
-        if not self.bid.own_key and any(mark in frame for mark in _OPERATORS_FAULT):
+        if not self.bid.own_key and envelope.concerns_operator(data_of(frame)):
             provider = self.bid.offer.provider.name
             self.desk.alert("provider_refuses_operator", provider=provider, request_id=self.id)
             return self.wire.error_frame(errors.OperatorProblem(), self.id)
@@ -327,9 +337,10 @@ class Relay:
         return {**self.headers, **{name: value for name, value in found.items() if value.isascii()}}
 
     def _clean(self, body: bytes) -> bytes:
-        """What the provider says of an error, without the key that it was sent, and without the operator's ids."""
+        """What the provider says of an error: without the key that it was sent and the operator's ids, under our id."""
         sent = self.bid.headers
-        return redact_bytes(body, [sent.get("x-api-key") or sent["authorization"].removeprefix("Bearer ")])
+        body = redact_bytes(body, [sent.get("x-api-key") or sent["authorization"].removeprefix("Bearer ")])
+        return envelope.with_id(body, self.id)
 
     # --- settle ---
 
@@ -339,14 +350,18 @@ class Relay:
         if not (self._reader.reading.usage or {}).get("output"):
             self._reader.catch_up()
         usage, wrong = costing.reported(bid, self._reader.reading)
-        if wrong is not None and bid.account_id is not None:
+        if wrong is not None and bid.payer is not None:
             self.desk.alert("usage", provider=bid.offer.provider.name, what=wrong, request_id=self.id)
-        return await self._estimate() if usage is None else self._priced(usage)
+        if usage is None:
+            return await self._estimate()
+        charge = self._priced(usage)
+        if charge.amount > bid.at_most and bid.payer is not None:
+            provider, model = bid.offer.provider.name, bid.model
+            self.desk.alert("above_quote", provider=provider, model=model, quote=bid.at_most, charge=charge.amount)
+        return charge
 
     def _priced(self, usage: pricing.Usage) -> Charge:
-        desk = self.desk
-        book, terms = desk.upstreams.book, desk.policy.terms
-        return costing.charge(self.bid, self._reader.reading, usage, book, terms, self._day)
+        return costing.charge(self.bid, self._reader.reading, usage, self.desk.upstreams.book, self._day)
 
     async def _estimate(self, output: int | None = None) -> Charge:
         """The best guess: what was reported, else what the tokenizer counts, else a third of the bytes; `output`
@@ -356,7 +371,7 @@ class Relay:
         usage = costing.seen(bid, reading)
         known = costing.reported(bid, reading)[0]
         try:
-            if known is None and tokenizer.installed and bid.account_id is not None:
+            if known is None and tokenizer.installed and bid.payer is not None:
                 if reading.text and output is None:
                     counted = await tokenizer.count("".join(reading.text).encode("utf-8", "replace"))
                     usage = usage if counted is None else pricing.with_output(usage, counted)
@@ -403,8 +418,12 @@ class Relay:
                 await asyncio.sleep(delay) if delay else None
                 await surely(self.desk.store.write(verb, *facts, self.desk.now()), note)
             except asyncio.CancelledError as error:
-                interrupted = error
+                interrupted, delay = error, 0
+                continue
             except errors.StoreUnavailable:
+                if self.desk.giving_up:
+                    self.desk.alert("settlement_lost", request_id=self.id, facts=repr(facts)[:200])
+                    raise
                 self.desk.alert("settlement_waits", request_id=self.id)
             delay = min(max(delay * 2, 0.1), 2.0)
         if interrupted is not None:
@@ -413,7 +432,7 @@ class Relay:
     async def _end_badly(self, error: BaseException) -> None:
         """Something came between: settle on what was seen, or release, and tell the client that it is no clean end."""
         reason, problem, charged = self._judge(error)
-        if self.held is not None and self.receipt is None:
+        if self.held is not None and self.receipt is None and not self.desk.giving_up:
             try:
                 if charged:
                     whole = self.bid.demand.output if reason == "deadline" else None
@@ -503,21 +522,15 @@ class Relay:
         if self.gone or not self.head.done() or not accepted(self._status) or not self.bid.call.stream:
             return
         if self.pipe.waits_since(STALLED_S, now):
-            self.leave()
+            self.end(f"nothing of its answer was read for {STALLED_S:.0f} s")  # read on, it ends with that
         elif self.pipe.idle_since(KEEP_ALIVE_S, now):
             self.pipe.put_now(self.wire.keep_alive, now)
 
     def _cost_headers(self) -> dict[str, str]:
-        receipt = self.receipt
+        receipt, payer = self.receipt, self.bid.payer
         if not isinstance(receipt, Settled):
             return {}
-        told = {
-            "x-goosestack-cost-usd": pricing.dollars(receipt.nanos),
-            "x-goosestack-cost-cents": str(receipt.billed),
-        }
-        if self.bid.account_id is not None:  # else no account was asked for its balance
-            told["x-goosestack-balance-cents"] = str(receipt.balance)
-        return told
+        return FREE if payer is None else payer.told(receipt)
 
     def _comment(self) -> bytes:
         told = " ".join(f"{name.removeprefix('x-goosestack-')}={value}" for name, value in self._cost_headers().items())

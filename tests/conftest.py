@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.shops import Shop
 from tests.world import World
 
 if TYPE_CHECKING:
@@ -31,6 +32,24 @@ def world(shared_world: World) -> Iterator[World]:
     """The shared daemon; when the test has ended, nothing is in flight and the books add up."""
     yield shared_world
     shared_world.check()
+
+
+@pytest.fixture(scope="session")
+def shared_shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """One daemon that sells, for all tests that need no settings of their own."""
+    shop = Shop.open(tmp_path_factory.mktemp("shop"), DISCONNECT_GRACE_S="1", DRAIN_S="5")
+    yield shop
+    shop.close()
+
+
+@pytest.fixture
+def shop(shared_shop: Shop) -> Iterator[Shop]:
+    """The shared shop; when the test has ended, the books add up."""
+    shared_shop.till.call("DELETE", "/delivery")
+    yield shared_shop
+    shared_shop.till.call("DELETE", "/delivery")
+    shared_shop.till.no_faults()
+    shared_shop.world.check()
 
 
 @pytest.fixture

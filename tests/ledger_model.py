@@ -1,8 +1,9 @@
 """The ledger once more, in plain Python, as its rules are written and not as its code is: it predicts every answer.
 
-An account is three sums (what was entered, what was charged, what is held) and its unit; everything else follows. The
-balance bills the charges rounded up, the carry is what that rounding took too much, available is what nobody has a
-claim on. `Twin` puts the same question to the model and to the real SQL, and fails where they differ.
+An account is three sums (what was entered, what was charged, what is held), its unit, and what is to be taken back of
+what was entered for a ref; everything else follows. The balance bills the charges rounded up, the carry is what that
+rounding took too much, available is what nobody has a claim on. `Twin` puts the same question to the model and to the
+real SQL, and fails where they differ.
 """
 
 from __future__ import annotations
@@ -34,6 +35,12 @@ class Account:
     """Grains, corrections included."""
     held: int = 0
     """Grains."""
+    dues: dict[str, Due] = field(default_factory=dict)
+    """By ref, the oldest first."""
+
+    @property
+    def debt(self) -> int:
+        return sum(due.posted - due.target for due in self.dues.values())
 
     @property
     def billed(self) -> int:
@@ -52,6 +59,19 @@ class Account:
         taken = min(amount, self.available)
         self.charged += taken
         return taken
+
+    def pay_debts(self) -> None:
+        """Whole units of what is available go to what is owed."""
+        for due in self.dues.values():
+            paid = min(due.posted - due.target, self.available // self.grain)
+            due.posted -= paid
+            self.entered -= paid
+
+
+@dataclass(slots=True)
+class Due:
+    target: int = 0
+    posted: int = 0
 
 
 @dataclass(slots=True)
@@ -90,7 +110,22 @@ class Model:
             raise Refused
         here.entered += units
         self.posted[kind, ref] = (account, units)
+        here.pay_debts()
         return True
+
+    def bring(self, account: int, ref: str, target: int) -> int:
+        """What is owed of the due afterwards."""
+        here = self.accounts[account]
+        if not 0 <= target <= MOST or any(ref in other.dues for other in self.accounts if other is not here):
+            raise Refused
+        due = here.dues.get(ref, Due())
+        lacking = max(0, target - due.posted)
+        if here.balance + lacking > MOST:
+            raise Refused
+        here.dues[ref] = due
+        due.target, due.posted, here.entered = target, due.posted + lacking, here.entered + lacking
+        here.pay_debts()
+        return due.posted - due.target
 
     def authorize(self, name: str, account: int | None, least: int, most: int) -> tuple[int | None, int]:
         if not 0 <= least <= most or (account is None and most > 0):
@@ -100,7 +135,7 @@ class Model:
             if known.status != "held" or known.account != account:
                 raise Refused
             return known.held, self.available(account)
-        if self.available(account) < least:
+        if self.available(account) < least or (account is not None and self.accounts[account].debt):
             return None, self.available(account)
         held = min(most, self.available(account))
         self.holds[name] = Hold(account, held, self.process)
@@ -128,6 +163,7 @@ class Model:
             known.corrected, known.cost = True, cost
             known.charged += 0 if known.account is None else payer.take(cost - known.charged)
         known.billed += 0 if known.account is None else payer.billed - before
+        payer.pay_debts()
         left = self.available(known.account)
         return known.charged, known.billed, known.cost, known.cost - known.charged, left
 
@@ -139,6 +175,7 @@ class Model:
             known.status = "released"
             if known.account is not None:
                 self.accounts[known.account].held -= known.held
+                self.accounts[known.account].pay_debts()
         return known.status
 
     def recover(self) -> tuple[int, int]:
@@ -163,7 +200,7 @@ class Twin:
         for step in MIGRATIONS:
             self.db.executescript(step)
         for user in ("alice", "bob", "dave"):
-            self.db.execute("INSERT INTO users VALUES (?, ?, NULL, NULL, ?)", (user, user, NOW))
+            self.db.execute("INSERT INTO users (id, email, created_at) VALUES (?, ?, ?)", (user, user, NOW))
         self.ids = [ledger.open_account(self.db, user, unit, NOW) for user, unit in ACCOUNTS]
         self.model = Model([Account(GRAIN[unit]) for _, unit in ACCOUNTS])
         assert ledger.begin_process(self.db, "test", NOW) == self.model.process
@@ -193,6 +230,12 @@ class Twin:
         return self._ask(
             lambda: self.model.post(account, kind, ref, units),
             lambda: ledger.post(self.db, self.ids[account], kind, ref, units, NOW),
+        )
+
+    def bring(self, account: int, kind: str, ref: str, target: int) -> object:
+        return self._ask(
+            lambda: self.model.bring(account, ref, target),
+            lambda: ledger.bring(self.db, self.ids[account], kind, ref, target, NOW),
         )
 
     def authorize(self, name: str, account: int | None, least: int, most: int) -> object:
@@ -238,9 +281,10 @@ class Twin:
 
     def compare_accounts(self) -> None:
         """Every account stands as the model says, and as the promises say."""
-        rows = self.db.execute("SELECT balance, carry, held FROM accounts ORDER BY id").fetchall()
-        for (balance, carry, held), here in zip(rows, self.model.accounts, strict=True):
-            assert (balance, held) == (here.balance, here.held)
+        rows = self.db.execute("SELECT balance, carry, held, debt FROM accounts ORDER BY id").fetchall()
+        for (balance, carry, held, debt), here in zip(rows, self.model.accounts, strict=True):
+            assert (balance, held, debt) == (here.balance, here.held, here.debt)
+            assert not debt or here.available < here.grain, "what could be taken back was"
             assert carry == here.billed * here.grain - here.charged
             assert 0 <= carry < here.grain and here.available >= 0
 

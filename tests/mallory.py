@@ -230,10 +230,11 @@ def talk(world: World, *pieces: bytes) -> list[Reply]:
         received = b""
         while data := connection.recv(65_536):
             received += data
-    return list(_replies(received))
+    return list(replies_in(received))
 
 
-def _replies(data: bytes) -> Iterable[Reply]:
+def replies_in(data: bytes) -> Iterable[Reply]:
+    """The answers that came one after the other."""
     while data:
         head, _, data = data.partition(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").split("\r\n")

@@ -8,14 +8,19 @@ Each prints what happens, one line at a time; what it printed as done was answer
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
 import resource
+import shutil
+import signal
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import NoReturn
+from types import FrameType
+from typing import Any, NoReturn
 
-from goosestack import ledger
+from goosestack import admin, ledger
 from goosestack.ledger import Charge, NewHold
 from goosestack.store import Tx
 from goosestack.store.sqlite import Lock, SqliteStore
@@ -123,7 +128,9 @@ async def trade(path: Path) -> None:
 
     def open_accounts(tx: Tx) -> list[int]:
         for user in USERS:
-            tx.execute("INSERT INTO users VALUES (?, ?, NULL, NULL, ?) ON CONFLICT DO NOTHING", (user, user, NOW))
+            tx.execute(
+                "INSERT INTO users (id, email, created_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", (user, user, NOW)
+            )
         return [ledger.open_account(tx, user, "usd_cents", NOW) for user in USERS]
 
     accounts = await store.write(open_accounts)
@@ -150,9 +157,48 @@ async def trade(path: Path) -> None:
     lock.release()
 
 
-PROGRAMS = {
-    program.__name__: program for program in (hold_lock, fail_to_commit, meet_damage, break_writer, fill_disk, trade)
+async def restore(folder: Path) -> None:
+    """Restore `copy.db` as `goosestack.db`, in copies of a folder that are named 0, 1, 2 and so on: in the first,
+    killed at the first line, in the next, at the second, and so on until one is not killed."""
+    statuses = map(restore_until, itertools.count(), itertools.repeat(folder))
+    say("done" if next(status for status in statuses if not os.WIFSIGNALED(status)) == 0 else "failed")
+
+
+def restore_until(line: int, folder: Path) -> int:
+    """How the restoring ended."""
+    shop = folder.with_name(str(line))
+    shutil.copytree(folder, shop)
+    child = os.fork()
+    if child == 0:
+        sys.settrace(killed_at(line))
+        admin.restore(shop / "goosestack.db", shop / "copy.db")
+        os._exit(0)
+    return os.waitpid(child, 0)[1]
+
+
+def killed_at(line: int) -> Callable[[FrameType, str, Any], Any]:
+    """A trace that kills the process when it comes to this line of `admin`, counted as they are run."""
+    left = itertools.count(line, -1)
+
+    def trace(frame: FrameType, event: str, arg: Any) -> Any:
+        if frame.f_code.co_filename != admin.__file__:
+            return None
+        if event == "line" and next(left) == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    return trace
+
+
+PROGRAMS: dict[str, Callable[[Path], Awaitable[None]]] = {
+    program.__name__: program
+    for program in (hold_lock, fail_to_commit, meet_damage, break_writer, fill_disk, trade, restore)
 }
 
+
+async def main() -> None:
+    await PROGRAMS[sys.argv[1]](Path(sys.argv[2]))
+
+
 if __name__ == "__main__":
-    asyncio.run(PROGRAMS[sys.argv[1]](Path(sys.argv[2])))
+    asyncio.run(main())

@@ -7,6 +7,7 @@
 Left of the bar is a verb of the ledger and what it is given; right of it what it answered, what the account has then
 (`balance` in units, `carry`, `held`, `available` in grains), or `error` and words of its message. Amounts are grains;
 `3c` are 3 cents of them. An account is `alice` (in cents) or `alice/tokens`; `nobody` pays for free calls.
+`bring alice 40 pay_1` brings what was posted for a ref to so many units; `owed` and `debt` are units too.
 Other verbs: `restart` (the process dies, another begins), `row` (a usage row), `check`, `check full`, `verify`, `sql`.
 """
 
@@ -91,16 +92,19 @@ class Ledger:
         if name == "nobody":
             return None
         user, _, unit = name.partition("/")
-        self.db.execute("INSERT INTO users VALUES (?, ?, NULL, NULL, ?) ON CONFLICT DO NOTHING", (user, user, NOW))
+        self.db.execute(
+            "INSERT INTO users (id, email, created_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", (user, user, NOW)
+        )
         return ledger.open_account(self.db, user, unit or "usd_cents", NOW)
 
     def funds(self, account_id: int | None) -> Facts:
         """What an account has."""
-        names = ("balance", "carry", "held", "available")
+        names = ("balance", "carry", "held", "available", "debt")
         row = self.db.execute(
-            "SELECT balance, carry, held, balance * grain + carry - held FROM accounts WHERE id = ?", (account_id,)
+            "SELECT balance, carry, held, balance * grain + carry - held, debt FROM accounts WHERE id = ?",
+            (account_id,),
         ).fetchone()
-        return dict(zip(names, row or (0, 0, 0, 0), strict=True))
+        return dict(zip(names, row or (0, 0, 0, 0, 0), strict=True))
 
     def do_show(self, name: str) -> Facts:
         return self.funds(self.account(name))
@@ -123,6 +127,17 @@ class Ledger:
     def do_reversal(self, *args: str) -> Facts:
         return self._post("reversal", *args)
 
+    def do_bring(self, name: str, units: str, ref: str, kind: str = "") -> Facts:
+        account_id = self.account(name)
+        assert account_id is not None
+        owed = ledger.bring(self.db, account_id, kind or "topup", ref, int(units), NOW)
+        return {**self.funds(account_id), "owed": owed}
+
+    def do_entries(self, ref: str) -> Facts:
+        """The movements that were made for a ref, as `kind:units` with commas."""
+        rows = self.db.execute("SELECT kind, amount FROM entries WHERE cause = ? ORDER BY seq", (ref,)).fetchall()
+        return {"are": ",".join(f"{kind}:{amount}" for kind, amount in rows)}
+
     # --- holds ---
 
     def do_authorize(self, hold_id: str, name: str, bounds: str) -> Facts:
@@ -134,7 +149,7 @@ class Ledger:
         answer = ledger.authorize(self.db, hold, amount(least), amount(most or least), NOW)
         assert isinstance(answer, Authorized)
         self.holds.setdefault(hold_id, account_id)
-        told: Facts = {"refused": True} if answer.held is None else {"holds": answer.held}
+        told: Facts = {"refused": True, "debt": answer.debt} if answer.held is None else {"holds": answer.held}
         return {**self.funds(account_id), **told, "available": answer.available}
 
     def do_journal(self, hold_id: str, cost: str) -> Facts:

@@ -405,9 +405,14 @@ def test_a_cap_that_we_set_is_sent_upstream_and_shown_and_the_callers_own_is_lef
     assert own.headers["x-goosestack-output-cap"] is None
 
 
-def test_nothing_is_injected_where_the_hold_covers_the_models_maximum(world: World) -> None:
-    alice, start = world.customer(1000), world.upstream.mark()
-    reply = ask(world, "POST", "/v1/chat/completions", key=alice.key, body=chat())
-    (dispatch,) = world.upstream.dispatches(start)
-    assert "max_completion_tokens" not in dispatch["body"]
-    assert reply.headers["x-goosestack-output-cap"] is None
+def test_nothing_is_injected_where_the_hold_covers_the_maximum_that_the_vendor_keeps(folder: Path) -> None:
+    world = World.create(folder, DEFAULT_OUTPUT_CAP="0")
+    try:
+        alice = world.customer(1000)
+        vendors = ask(world, "POST", "/v1/chat/completions", key=alice.key, body=chat(model="gpt-5.4-mini"))
+        operators = ask(world, "POST", "/v1/chat/completions", key=alice.key, body=chat())  # a limit of `world.toml`
+        first, second = (dispatch["body"] for dispatch in world.upstream.dispatches())
+        assert "max_completion_tokens" not in first and vendors.headers["x-goosestack-output-cap"] is None
+        assert second["max_completion_tokens"] == 16_384 == int(operators.headers["x-goosestack-output-cap"])
+    finally:
+        world.close()

@@ -153,7 +153,13 @@ def test_a_pros_own_key_is_sent_upstream_and_costs_nothing_here(keyless_world: W
     (row,) = world.ended_rows(bob, 1)
     assert (row["status"], row["cost_nanos"], row["billed"], row["quote"]) == ("settled", 0, 0, 0)
     assert row["input_tokens"] > 0 and row["output_tokens"] > 0
-    assert world.funds(bob) == {"id": bob.id, "balance_cents": 700, "held_cents": 0, "available_cents": 700}
+    assert world.funds(bob) == {
+        "id": bob.id,
+        "balance_cents": 700,
+        "held_cents": 0,
+        "available_cents": 700,
+        "debt_cents": 0,
+    }
 
 
 def test_without_an_own_key_nothing_is_sold_where_the_operator_has_none(keyless_world: World) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from goosestack import admin, tokenizer
 from goosestack.store.migrations import MIGRATIONS
+from goosestack.store.sqlite import migrate
 from tests.asking import ask, chat, connect, directed, message
 from tests.shell import Operator, operator_of
 from tests.world import Customer, World, until
@@ -165,14 +166,15 @@ def test_a_restored_copy_is_served_with_its_open_holds_resolved_and_the_replaced
             waiting.request("POST", "/v1/chat/completions", json.dumps(silent), head)
             until(lambda: world.rows(alice), "a hold")
             shell.run("backup", str(copy))
-            assert shell.refused("restore", str(copy), code=78).startswith("another goosestack process is using ")
+            assert shell.refused("restore", str(copy), code=75).startswith("another goosestack process is using ")
             shell.run("credit", "grant", alice.id, "700")
             world.daemon.program.stop(9)  # what follows finds a log beside the file
         done = shell.json("restore", str(copy))
         assert (done["file"], done["requests"]) == (str(world.daemon.db), 1)
         assert world.daemon.db.stat().st_mode & 0o777 == 0o600
         world.daemon.start()
-        assert world.funds(alice) == {"id": alice.id, "balance_cents": 500, "held_cents": 0, "available_cents": 500}
+        funds = {"balance_cents": 500, "debt_cents": 0, "held_cents": 0, "available_cents": 500}
+        assert world.funds(alice) == {"id": alice.id, **funds}
         assert [row["reason"] for row in world.rows(alice)] == ["interrupted"]
         assert ask(world, "POST", "/v1/chat/completions", key=alice.key, body=chat()).status == 200
         world.daemon.program.stop()
@@ -195,6 +197,20 @@ def test_a_copy_can_be_restored_where_no_database_is(shop: Operator) -> None:
     shop.run("backup", "copy.db")
     Path(shop.env["DB_PATH"]).unlink()
     assert shop.json("restore", "copy.db")["replaced"] is None
+    assert balance_of(shop) == 100
+
+
+def test_a_copy_that_an_older_version_made_is_brought_up_to_date_and_proved(shop: Operator) -> None:
+    with closing(sqlite3.connect(shop.folder / "old.db", isolation_level=None)) as db:
+        migrate(db, MIGRATIONS[:1])
+        db.execute("INSERT INTO users VALUES ('usr_1', 'bob@example.com', NULL, NULL, '2026-01-01T00:00:00.000Z')")
+    assert shop.json("restore", "old.db")["users"] == 1
+    assert shop.json("check", "--full")["ok"]
+
+
+def test_the_database_is_no_copy_of_itself(shop: Operator) -> None:
+    database = Path(shop.env["DB_PATH"])
+    assert shop.refused("restore", str(database), code=78) == f"{database} is the database itself"
     assert balance_of(shop) == 100
 
 

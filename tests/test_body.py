@@ -200,12 +200,12 @@ def test_a_missing_field_is_nothing() -> None:
     assert fields.boolean({}, "x") is False and fields.array({}, "x") == []
 
 
-@pytest.mark.parametrize("name", [None, "", 5, ["gpt-4o"], "a" * 201, "gpt\n4o", "gpt\x00", "gpt-4o\u2028", "\ufeff"])
+@pytest.mark.parametrize("name", [None, "", 5, ["gpt-5.5"], "a" * 201, "gpt\n4o", "gpt\x00", "gpt-4o\u2028", "\ufeff"])
 def test_a_model_has_a_name_that_can_be_shown(name: object) -> None:
     with pytest.raises(Invalid, match="`model`"):
         fields.model_name({"model": name})
 
 
-@pytest.mark.parametrize("name", ["gpt-4o", "meta-llama/llama-4:free", "modèle", "a" * 200])
+@pytest.mark.parametrize("name", ["gpt-5.5", "meta-llama/llama-4:free", "modèle", "a" * 200])
 def test_any_printable_name_of_a_model_is_read(name: str) -> None:
     assert fields.model_name({"model": name}) == name

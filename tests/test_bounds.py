@@ -22,7 +22,8 @@ from hypothesis import example, given, settings
 from goosestack import bidding, pricing
 from goosestack.bidding import Bid, Policy
 from goosestack.http import Client
-from goosestack.pricing import Model
+from goosestack.payers import Credits
+from goosestack.pricing import Model, Terms, Usage
 from goosestack.tokenizer import Tokenizer
 from goosestack.upstream import Provider, Upstreams
 from goosestack.wire import Media, Wire, body as fields, media
@@ -171,10 +172,12 @@ def true_input(body: dict[str, Any]) -> int:
     return count
 
 
-def bid(wire: Wire, body: dict[str, Any]) -> Bid:
+def bid(wire: Wire, body: dict[str, Any], *, beta: str | None = None) -> Bid:
     """What the gate makes of a body."""
+    sent: dict[str, str] = {} if beta is None else {"anthropic-beta": beta}
     call = wire.parse(fields.parse(fields.encode(body)), own_key=False)
-    return asyncio.run(bidding.bid(UPSTREAMS, Policy(), wire, call, {}, account_id=1, own_key=None, today=TODAY))
+    alice = Credits(1, Terms())
+    return asyncio.run(bidding.bid(UPSTREAMS, Policy(), wire, call, sent, payers=[alice], own_key=None, today=TODAY))
 
 
 @FEWER
@@ -351,3 +354,17 @@ def test_the_estimate_of_media_is_within_their_bound() -> None:
 def assert_within(model: Model, some: Media) -> None:
     bound = media.bound(model.id, some, model.max_input)
     assert bound > 0 and (media.estimate(some) <= bound or media.estimate(some) <= 5_000)
+
+
+# --- contexts longer than the model's own ---------------------------------------------------------------------
+
+
+def test_whoever_asks_for_a_longer_context_is_quoted_for_it() -> None:
+    body = {"model": "claude-sonnet-4-5", "max_tokens": 1000, "messages": [{"role": "user", "content": "a " * 450_000}]}
+    usual, longer = bid(AnthropicMessages(), body), bid(AnthropicMessages(), body, beta="context-1m-2025-08-07")
+    assert (usual.demand.input, longer.demand.input) == (200_000, len(longer.payload) + 24)
+    model = usual.offer.model
+    assert model is not None
+    most = Usage(input=longer.demand.input, output=1000)
+    assert pricing.charge(model, most, Terms(), TODAY) <= longer.at_most
+    assert pricing.charge(model, most, Terms(), TODAY) > usual.at_most, "it would have been above the quote"

@@ -60,7 +60,7 @@ def test_credits_are_granted_and_shown(either: Operator) -> None:
 
 
 def funds(cents: int) -> dict[str, int]:
-    return {"balance_cents": cents, "held_cents": 0, "available_cents": cents}
+    return {"balance_cents": cents, "debt_cents": 0, "held_cents": 0, "available_cents": cents}
 
 
 def test_a_grant_with_a_ref_is_given_once(either: Operator) -> None:
@@ -256,13 +256,13 @@ def test_the_example_of_a_dotenv_file_is_the_generated_one(folder: Path) -> None
 
 def test_prices_lists_what_is_sold_with_the_markup(operator: Operator) -> None:
     listed = {row["model"]: row for row in operator.json("prices")}
-    assert listed["gpt-4o-mini"] == {"model": "gpt-4o-mini", "provider": "openai", "input": "0.15", "output": "0.6"}
+    assert listed["gpt-5.4-mini"] == {"model": "gpt-5.4-mini", "provider": "openai", "input": "0.75", "output": "4.5"}
     assert all(row["provider"] == "openai" for row in listed.values())  # no other key is set
-    (dearer,) = operator.json("prices", "gpt-4o-mini-2024-07-18", env={"MARKUP_PERCENT": "50"})
-    assert (dearer["model"], dearer["input"], dearer["output"]) == ("gpt-4o-mini", "0.225", "0.9")
-    heading, line = operator.run("prices", "gpt-4o-mini")[0].splitlines()
+    (dearer,) = operator.json("prices", "gpt-5.4-mini-2026-03-17", env={"MARKUP_PERCENT": "50"})
+    assert (dearer["model"], dearer["input"], dearer["output"]) == ("gpt-5.4-mini", "1.125", "6.75")
+    heading, line = operator.run("prices", "gpt-5.4-mini")[0].splitlines()
     assert heading.split() == ["model", "provider", "$/M", "input", "$/M", "output"]
-    assert line.split() == ["gpt-4o-mini", "openai", "0.15", "0.6"]
+    assert line.split() == ["gpt-5.4-mini", "openai", "0.75", "4.5"]
 
 
 def test_the_operators_own_prices_decide(operator: Operator, folder: Path) -> None:

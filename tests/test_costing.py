@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from goosestack import bidding, costing, pricing
 from goosestack.bidding import Bid, Policy
 from goosestack.ledger import Charge
+from goosestack.payers import Credits
 from goosestack.pricing import Terms, Usage
 from goosestack.upstream import Provider, Upstreams
 from goosestack.wire import Reading, body as fields
@@ -40,18 +41,21 @@ def bid(model: str = "gpt-4o", *, text: str = "hello " * 100, terms: Terms = Ter
     """A bid for a chat with at most 1,000 output tokens."""
     body = {"model": model, "max_tokens": 1000, "messages": [{"role": "user", "content": text}], **more}
     call = OpenAIChat().parse(fields.parse(fields.encode(body)), own_key=False)
-    policy = Policy(terms=terms)
-    return asyncio.run(bidding.bid(UPSTREAMS, policy, OpenAIChat(), call, {}, account_id=1, own_key=None, today=TODAY))
+    alice = Credits(1, terms)
+    return asyncio.run(
+        bidding.bid(UPSTREAMS, Policy(), OpenAIChat(), call, {}, payers=[alice], own_key=None, today=TODAY)
+    )
 
 
 def own_key_bid() -> Bid:
     """A bid that its caller pays the provider for."""
     made = bid()
-    return replace(made, offer=replace(made.offer, model=None), account_id=None, own_key=True)
+    return replace(made, offer=replace(made.offer, model=None), payer=None, own_key=True)
 
 
 def cost(made: Bid, reading: Reading, usage: Usage, terms: Terms = Terms()) -> Charge:  # noqa: B008
-    return costing.charge(made, reading, usage, BOOK, terms, TODAY)
+    payer = None if made.payer is None else Credits(1, terms)
+    return costing.charge(replace(made, payer=payer), reading, usage, BOOK, TODAY)
 
 
 # --- reports that can be believed, and others -----------------------------------------------------------------
@@ -92,10 +96,24 @@ def test_a_report_that_cannot_be_believed_is_estimated_and_named(usage: dict[str
 
 
 def test_what_is_more_than_was_quoted_is_charged_all_the_same() -> None:
-    made, reading = bid(), Reading(usage={"input": 500_000, "output": 50_000})
+    made, reading = bid(), Reading(usage={"input": 120_000, "output": 16_000})
     usage, wrong = costing.reported(made, reading)
     assert usage is not None and wrong is None
-    assert cost(made, reading, usage).amount == 500_000 * 2500 + 50_000 * 10_000 > made.at_most
+    assert cost(made, reading, usage).amount == 120_000 * 2500 + 16_000 * 10_000 > made.at_most
+
+
+@pytest.mark.parametrize(
+    ("usage", "wrong"),
+    [
+        ({"input": 250, "output": 16_385}, "more output than the model can write"),
+        ({"input": 250, "output": 9_000_000}, "more output than the model can write"),
+        ({"input": 1_000_001, "output": 5}, "more input than the model can read"),
+    ],
+)
+def test_what_the_model_cannot_do_is_estimated(usage: dict[str, int], wrong: str) -> None:
+    made, reading = bid(), Reading(usage=usage, output_bytes=300)
+    assert costing.reported(made, reading) == (None, wrong)
+    assert costing.seen(made, reading).output == 100
 
 
 def test_an_answer_of_nothing_is_no_wrong_report() -> None:

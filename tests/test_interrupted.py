@@ -24,6 +24,7 @@ from goosestack.wire import Body, Wire
 from goosestack.wire.anthropic_messages import AnthropicMessages
 from goosestack.wire.openai_chat import OpenAIChat
 from goosestack.wire.openai_responses import OpenAIResponses
+from tests.world import PRICES
 
 
 class Interruption:
@@ -69,6 +70,7 @@ async def shop(folder: Path, cents: int) -> AsyncIterator[tuple[app.Parts, Princ
         openai_base_url=f"{url}/v1",
         anthropic_api_key="sk-ant-test-key",
         anthropic_base_url=url,
+        prices_file=PRICES,
         log_level="error",
     )
     try:
@@ -102,7 +104,7 @@ async def relay_once(parts: app.Parts, caller: Principal, wire: Wire, body: Body
         wire,
         call,
         {},
-        account_id=caller.account_id,
+        payers=gateway.payers(caller),
         own_key=None,
         today=gateway.now()[:10],
     )

@@ -264,7 +264,7 @@ def test_usage_tells_balance_spending_latest_requests_and_keys(used: Used) -> No
     world, alice, ids = used
     shown = usage_of(world, alice.key)
     assert set(shown) == {
-        *("balance_cents", "balance_usd", "held_cents", "available_cents", "pro", "pro_until"),
+        *("balance_cents", "balance_usd", "debt_cents", "held_cents", "available_cents", "pro", "pro_until"),
         *("usage_30d", "recent_requests", "next_cursor", "api_keys"),
     }
     assert (shown["balance_cents"], shown["balance_usd"], shown["held_cents"]) == (999, "9.99", 0)
@@ -318,6 +318,7 @@ def test_usage_comes_as_a_table_of_settled_requests_the_earliest_first(used: Use
     assert [row["id"] for row in rows] == ids[:7]
     assert set(rows[0]) == ROW
     assert rows[0]["cost_usd"] == usage_of(world, alice.key)["recent_requests"][-1]["cost_usd"]
+    assert [row["estimated"] for row in rows] == ["false"] * 7  # as in JSON
     empty = ask(world, "GET", "/v1/usage?format=csv&since=2999-01-01", key=alice.key).data.decode()
     assert empty.splitlines() == [reply.data.decode().splitlines()[0]]
 

@@ -492,3 +492,147 @@ def test_each_unit_of_a_user_is_an_account_of_its_own(tell: Tell) -> None:
 def test_there_is_no_other_unit(book: Ledger) -> None:
     with pytest.raises(KeyError):
         book.tell("topup alice/euro 1")
+
+
+# --- debt -----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_brought_to_a_target_is_posted_once_for_all(tell: Tell) -> None:
+    tell("""
+        bring alice 100 pay_1   | owed 0 balance 100 debt 0
+        bring alice 100 pay_1   | owed 0 balance 100
+        bring alice 130 pay_1   | balance 130
+        bring alice 50 pay_1 refund   | owed 0 balance 50
+        bring alice 50 pay_1 refund   | balance 50
+        bring alice 0 pay_1 refund    | balance 0 debt 0
+        entries pay_1           | are topup:100,topup:30,refund:-80,refund:-50
+    """)
+
+
+def test_what_was_spent_and_must_be_taken_back_is_owed(tell: Tell) -> None:
+    tell("""
+        bring alice 100 pay_1          |
+        authorize r1 alice 60c         |
+        settle r1 60c                  | balance 40
+        bring alice 0 pay_1 refund     | owed 60 balance 0 debt 60 available 0
+        bring alice 0 pay_1 refund     | owed 60 balance 0 debt 60
+        entries pay_1                  | are topup:100,refund:-40
+    """)
+
+
+def test_open_holds_are_honoured_and_what_they_return_pays_the_debt(tell: Tell) -> None:
+    tell("""
+        bring alice 100 pay_1          |
+        authorize r1 alice 30c         |
+        authorize r2 alice 30c         |
+        bring alice 0 pay_1 refund     | owed 60 balance 60 held 60c available 0
+        settle r1 10c                  | charged 10c balance 30 debt 40 available 0
+        release r2                     | balance 0 debt 10
+        topup alice 25 pay_2           | posted balance 15 debt 0
+        authorize r3 alice 15c         | holds 15c
+        release r3                     |
+        entries pay_1                  | are topup:100,refund:-40,refund:-20,refund:-30,refund:-10
+    """)
+
+
+def test_nothing_is_admitted_while_something_is_owed(tell: Tell) -> None:
+    tell("""
+        bring alice 10 pay_1           |
+        authorize r1 alice 4c+5        |
+        settle r1 4c+5                 | balance 5 carry 9999995
+        bring alice 0 pay_1 reversal   | owed 5 balance 0 carry 9999995 available 9999995
+        authorize r2 alice 1           | refused debt 5 available 9999995
+        authorize r2 alice 0           | refused debt 5
+        authorize r3 nobody 0          | holds 0
+        grant alice 5                  | posted balance 0 debt 0
+        authorize r2 alice 1           | holds 1
+    """)
+
+
+def test_a_reinstated_payment_is_exactly_undone(tell: Tell) -> None:
+    tell("""
+        bring alice 100 pay_1          |
+        authorize r1 alice 70c         |
+        settle r1 70c                  |
+        bring alice 0 pay_1 reversal   | balance 0 debt 70
+        bring alice 100 pay_1 reversal | balance 30 debt 0 owed 0
+        entries pay_1                  | are topup:100,reversal:-30,reversal:30
+    """)
+
+
+def test_a_smaller_refund_shrinks_the_debt(tell: Tell) -> None:
+    tell("""
+        bring alice 100 pay_1          |
+        authorize r1 alice 70c         |
+        settle r1 70c                  |
+        bring alice 0 pay_1 refund     | balance 0 debt 70
+        bring alice 50 pay_1 refund    | balance 0 debt 20 owed 20
+        bring alice 80 pay_1 refund    | balance 10 debt 0 owed 0
+    """)
+
+
+def test_the_oldest_debt_is_paid_first(tell: Tell) -> None:
+    tell("""
+        bring alice 50 pay_1           |
+        bring alice 50 pay_2           |
+        authorize r1 alice 100c        |
+        settle r1 100c                 |
+        bring alice 0 pay_2 refund     | debt 50
+        bring alice 0 pay_1 refund     | debt 100
+        topup alice 60 pay_3           | balance 0 debt 40
+        entries pay_1                  | are topup:50,refund:-50
+        entries pay_2                  | are topup:50,refund:-10
+    """)
+
+
+def test_a_payment_that_comes_while_another_is_owed_pays_it(tell: Tell) -> None:
+    tell("""
+        bring alice 50 pay_1           |
+        authorize r1 alice 50c         |
+        settle r1 50c                  |
+        bring alice 0 pay_1 refund     | debt 50
+        bring alice 80 pay_2           | owed 0 balance 30 debt 0
+    """)
+
+
+def test_a_correction_that_gives_back_pays_the_debt(tell: Tell) -> None:
+    tell("""
+        bring alice 50 pay_1           |
+        authorize r1 alice 50c         |
+        settle r1 50c estimated        | balance 0
+        bring alice 0 pay_1 refund     | debt 50
+        settle r1 20c                  | charged 20c balance 0
+        show alice                     | balance 0 debt 20
+    """)
+
+
+def test_a_charge_above_its_hold_comes_before_the_debt(tell: Tell) -> None:
+    tell("""
+        bring alice 50 pay_1           |
+        authorize r1 alice 20c         |
+        authorize r2 alice 20c         |
+        bring alice 0 pay_1 refund     | balance 40 debt 40
+        settle r1 25c                  | charged 20c shortfall 5c balance 20 debt 40
+        release r2                     | balance 0 debt 20
+    """)
+
+
+def test_a_crash_pays_the_debt_too(tell: Tell) -> None:
+    tell("""
+        bring alice 50 pay_1           |
+        authorize r1 alice 50c         |
+        bring alice 0 pay_1 refund     | balance 50 debt 50
+        restart                        |
+        recover                        | given_back 1
+        show alice                     | balance 0 debt 0
+    """)
+
+
+def test_a_due_belongs_to_one_account_and_has_a_sensible_target(tell: Tell) -> None:
+    tell("""
+        bring alice 50 pay_1           |
+        bring bob 50 pay_1             | error another account
+        bring alice -1 pay_1           | error no target
+        bring alice 100000000001 pay_1 | error no target
+        show alice                     | balance 50
+    """)

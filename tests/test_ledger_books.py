@@ -24,6 +24,7 @@ OLD = """
     topup alice 100              |
     topup alice 50 pay_old       |
     topup bob 100                |
+    bring bob 20 old_due         |
     authorize old_1 alice 30c    |
     settle old_1 12c+3           |
     authorize old_2 alice 30c    |
@@ -45,6 +46,9 @@ NEW = """
     authorize open_2 bob 20c     |
     authorize gone alice 1c      |
     release gone                 |
+    bring dave 9 new_due         |
+    authorize open_3 dave 6c     |
+    bring dave 2 new_due         | owed 4
 """
 
 STANDING = {
@@ -59,6 +63,13 @@ STANDING = {
     "an open hold into a released one": "UPDATE usage_log SET status = 'released' WHERE id = 'open_1'",
     "a released hold into an open one": "UPDATE usage_log SET status = 'held', held = 5 WHERE id = 'gone'",
     "an open hold into nothing": "DELETE FROM usage_log WHERE id = 'open_1'",
+    "a debt": "UPDATE accounts SET debt = debt - 1 WHERE user_id = 'dave'",
+    "a debt into nothing": "UPDATE accounts SET debt = 0 WHERE user_id = 'dave'",
+    "a debtor": "UPDATE dues SET account_id = 1 WHERE ref = 'new_due'",
+    "the target of a due": "UPDATE dues SET target = target + 1 WHERE ref = 'new_due'",
+    "the target of a due that is settled": "UPDATE dues SET target = target - 1 WHERE ref = 'old_due'",
+    "what was posted for a due": "UPDATE dues SET posted = posted + 1, target = target + 1 WHERE ref = 'new_due'",
+    "a due into nothing": "DELETE FROM dues WHERE ref = 'new_due'",
 }
 ENTRIES = {
     "an entry's amount": "UPDATE entries SET amount = amount + 1 WHERE ref = 'pay_{when}'",
@@ -81,7 +92,8 @@ SETTLEMENTS = {
 }
 ADDED = {
     "an entry that was never posted": (
-        "INSERT INTO entries SELECT 99, 'ent_x', account_id, kind, 'x', 5, note, created_at FROM entries WHERE seq = 1"
+        "INSERT INTO entries SELECT 99, 'ent_x', account_id, kind, 'x', 5, note, created_at, cause FROM entries"
+        " WHERE seq = 1"
     ),
     "a correction of what was charged": "UPDATE usage_log SET charged = charged - 1 WHERE id = 'new_2.c'",
 }
@@ -136,6 +148,13 @@ def test_every_difference_is_found_at_once(verified: Ledger) -> None:
         "account 1: held",
         "account 2: carry",
     ]
+
+
+def test_the_check_finds_who_could_have_paid_a_debt(verified: Ledger) -> None:
+    verified.tell("""
+        sql UPDATE accounts SET balance = balance + 10 WHERE user_id = 'dave'   |
+        check   | error has not paid what it could
+    """)
 
 
 def test_the_check_finds_more_held_than_there_is_also_where_the_holds_add_up(verified: Ledger) -> None:

@@ -25,6 +25,7 @@ OPERATIONS = 1_000_000 if LONG else 5_000
 NAMES = [f"r{number}" for number in range(12)]
 VERBS = {
     "post": 12,
+    "bring": 6,
     "authorize": 40,
     "settle": 25,
     "estimate": 8,
@@ -36,7 +37,8 @@ VERBS = {
 """The verbs of the simulation, and how often each comes."""
 SHOULD_HAPPEN = (
     *(f"{verb} done" for verb in VERBS),
-    *(f"{verb} refused" for verb in ("post", "authorize", "settle", "estimate", "release")),
+    *(f"{verb} refused" for verb in ("post", "bring", "authorize", "settle", "estimate", "release")),
+    "owing",
     "authorize unaffordable",
 )
 """What a simulation that proves anything must have met."""
@@ -69,6 +71,15 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(account=st.integers(0, len(ACCOUNTS) - 1), kind=st.sampled_from(KINDS), ref=st.sampled_from(REFS), n=units)
     def post(self, account: int, kind: str, ref: str, n: int) -> None:
         self.twin.post(account, kind, ref, n)
+
+    @rule(
+        account=st.integers(0, len(ACCOUNTS) - 1),
+        kind=st.sampled_from(KINDS),
+        ref=st.sampled_from(["p", "q"]),
+        goal=units,
+    )
+    def bring(self, account: int, kind: str, ref: str, goal: int) -> None:
+        self.twin.bring(account, kind, ref, goal)
 
     @rule(name=st.sampled_from(NAMES), account=PAYERS, least=grains, more=grains | st.just(-1))
     def authorize(self, name: str, account: int | None, least: int, more: int) -> None:
@@ -134,6 +145,7 @@ def test_a_long_life_of_many_holds_goes_as_the_model_says() -> None:
     for number in range(OPERATIONS):
         verb = rnd.choices(list(VERBS), list(VERBS.values()))[0]
         met[f"{verb} {outcome(step(twin, rnd, verb, number))}"] += 1
+        met["owing"] += any(account.debt for account in twin.model.accounts)
         twin.compare_accounts()
         if number % (OPERATIONS // 10) == 0:
             twin.compare_rows()
@@ -155,6 +167,9 @@ def step(twin: Twin, rnd: random.Random, verb: str, number: int) -> object:
         case "post":
             kind = rnd.choice(KINDS)
             return twin.post(account, kind, f"{number - rnd.randrange(3)}", rnd.choice([-3, -1, 1, 2, 5, 9]))
+        case "bring":
+            ref = f"due{(number - rnd.randrange(600)) // 200}.{rnd.choice([account, account, 9])}"
+            return twin.bring(account, rnd.choice(KINDS), ref, rnd.choice([0, 0, 1, 3, 8, -1]))
         case "authorize":
             fresh = f"r{number:07}" if rnd.random() < 0.95 else name
             least = rnd.choice([amount, rnd.randrange(amount + 1), amount + 1])

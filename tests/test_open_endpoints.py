@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import tomllib
 from decimal import Decimal
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from goosestack import __version__
 from goosestack.app import EXPOSED
 from tests.asking import Reply, ask, chat, connect, directed, opened
-from tests.world import World
+from tests.world import PRICES, World
 
 ELSEWHERE = {"x-forwarded-for": "203.0.113.9"}
 """As a proxy in front says it of a caller from outside."""
@@ -91,6 +92,8 @@ def test_prices_are_published_as_decimal_strings_for_every_model_that_is_sold(wo
 
 def test_every_rate_that_may_be_charged_is_published(world: World) -> None:
     told = ask(world, "GET", "/v1/pricing").json()["models"]
+    for name in tomllib.loads(PRICES.read_text())["models"]:
+        del told[name]  # the operator's price, not the book's
     for model in book()["models"]:
         if model["provider"] not in ("openai", "anthropic") or model["id"] not in told or has_dates(model):
             continue
@@ -236,6 +239,23 @@ def test_the_machine_itself_may_also_come_by_ipv6(folder: Path) -> None:
         assert ask(world, "GET", "/readyz").json()["ready"] is True
         assert ask(world, "GET", "/metrics").status == 200
         assert ask(world, "GET", "/metrics", headers={"x-forwarded-for": "2001:db8::1"}).status == 403
+    finally:
+        world.close()
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+def test_on_a_socket_for_both_the_machine_itself_and_the_proxy_on_it_are_known_by_ipv4(folder: Path) -> None:
+    world = World.create(folder, HOST="::")
+    world.daemon.url = world.daemon.url.replace("[::]", "127.0.0.1").replace("::", "127.0.0.1")
+    try:
+        for path in ("/readyz", "/metrics"):
+            assert ask(world, "GET", path).status == 200
+            for loopback in ("::ffff:127.0.0.1", "127.0.0.1", "::1"):
+                assert ask(world, "GET", path, headers={"x-forwarded-for": loopback}).status == 200
+                passed_on = {"x-forwarded-for": f"203.0.113.9, {loopback}"}
+                assert ask(world, "GET", path, headers=passed_on).status == 403
+            for elsewhere in ("203.0.113.9", "::ffff:203.0.113.9", "2001:db8::1", "::127.0.0.1", "::ffff:0:127.0.0.1"):
+                assert ask(world, "GET", path, headers={"x-forwarded-for": elsewhere}).status == 403, elsewhere
     finally:
         world.close()
 

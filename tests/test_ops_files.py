@@ -25,7 +25,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from goosestack import cli
 from goosestack.config import Config, options, setting
+from tests.world import World
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVICES = ("goosestack.service", "goosestack-backup.service")
@@ -140,6 +142,10 @@ def test_stopping_leaves_time_to_drain_and_settle() -> None:
 def test_the_daemon_is_always_started_again() -> None:
     assert value("goosestack.service", "Restart") == "always"
     assert ("Unit", "StartLimitIntervalSec", "0") in unit("goosestack.service")
+
+
+def test_but_not_where_only_somebody_can_mend_it() -> None:
+    assert values("goosestack.service", "RestartPreventExitStatus") == [str(cli.EXIT_REFUSED)]
 
 
 def test_the_machine_keeps_a_part_of_its_memory() -> None:
@@ -411,23 +417,20 @@ def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
     pytest.fail("Caddy does not listen")
 
 
-@pytest.fixture(scope="module")
-def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    """The Caddyfile as it is, but on high ports and without TLS."""
+@contextlib.contextmanager
+def caddy_before(address: str, home: Path) -> Iterator[int]:
+    """The Caddyfile as it is, but on high ports and without TLS; the port that it listens on."""
     caddy = tool("caddy")
-    home = tmp_path_factory.mktemp("caddy")
     http_port, https_port = free_ports(2)
     options = f"{{\n\tadmin off\n\tskip_install_trust\n\thttp_port {http_port}\n"
     options += f"\thttps_port {https_port}\n"
     caddyfile = (ROOT / "Caddyfile").read_text()
     (home / "Caddyfile").write_text(re.sub(r"^\{\n", options, caddyfile, count=1, flags=re.M))
-    upstream = Upstream()
-    threading.Thread(target=upstream.serve_forever, args=(0.05,)).start()
     env = {
         **os.environ,
         **dict.fromkeys(("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"), str(home)),
         "GOOSESTACK_DOMAIN": "http://localhost",
-        "GOOSESTACK_UPSTREAM": f"127.0.0.1:{upstream.server_port}",
+        "GOOSESTACK_UPSTREAM": address,
     }
     command = [caddy, "run", "--config", str(home / "Caddyfile"), "--adapter", "caddyfile"]
     with (
@@ -436,12 +439,23 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
     ):
         try:
             wait_for(http_port, process)
-            yield Proxy(http_port, upstream, home / "log")
+            yield http_port
         finally:
             # Not terminate(): Caddy would wait for a request that a failed test left open.
             process.kill()
-            upstream.shutdown()
-            upstream.server_close()
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    """Caddy before an upstream that shows what it does."""
+    home, upstream = tmp_path_factory.mktemp("caddy"), Upstream()
+    threading.Thread(target=upstream.serve_forever, args=(0.05,)).start()
+    try:
+        with caddy_before(f"127.0.0.1:{upstream.server_port}", home) as port:
+            yield Proxy(port, upstream, home / "log")
+    finally:
+        upstream.shutdown()
+        upstream.server_close()
 
 
 def test_an_event_arrives_before_the_next_one_exists(proxy: Proxy) -> None:
@@ -512,6 +526,32 @@ def post(proxy: Proxy, length: int) -> int:
 def test_a_body_beyond_the_limit_is_refused(proxy: Proxy) -> None:
     assert post(proxy, 32 * 1024 * 1024) == 200
     assert post(proxy, 40_000_001) in (413, 502)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_that_is_too_large_for_the_daemon_is_refused_by_the_daemon(
+    world: World, tmp_path: Path, chunked: bool
+) -> None:
+    """In the format that an SDK reads; a 502, which Caddy makes of a connection that breaks, would be sent again."""
+    size, piece = 39_000_000, b"x" * 65_000
+    assert DEFAULTS.max_body_bytes < size < 40_000_000
+    alice = world.customer(100)
+    headers = {"Host": "localhost", "Authorization": f"Bearer {alice.key}", "Content-Type": "application/json"}
+    with caddy_before(world.url.removeprefix("http://"), tmp_path) as port:
+        for _ in range(10):
+            with contextlib.closing(http.client.HTTPConnection("localhost", port, timeout=20)) as connection:
+                connection.putrequest("POST", "/v1/chat/completions", skip_host=True)
+                length = {"Transfer-Encoding": "chunked"} if chunked else {"Content-Length": str(size)}
+                for name, text in {**headers, **length}.items():
+                    connection.putheader(name, text)
+                connection.endheaders()
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    for _ in range(size // len(piece)):
+                        connection.send(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+                    connection.send(b"0\r\n\r\n" if chunked else b"")
+                response = connection.getresponse()
+                assert response.status == 413
+                assert json.loads(response.read())["error"]["code"] == "request_too_large"
 
 
 def test_a_failed_request_leaves_no_key_in_the_log(proxy: Proxy) -> None:

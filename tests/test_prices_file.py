@@ -38,6 +38,26 @@ def test_a_price_of_the_operators_own_stands_in_place_of_the_books() -> None:
     assert (model.web_search, model.us_percent, model.kind) == (plain.web_search, plain.us_percent, plain.kind)
 
 
+def test_it_stands_in_place_of_every_price_per_token_and_of_the_day_on_which_the_model_ends() -> None:
+    made = book("""
+        [models."gpt-5.4"]
+        input = 1
+        output = 2
+        [models."gpt-4o"]
+        input = 1
+        output = 2
+    """)
+    plain, model = load(GENERATED).find("openai", "gpt-5.4"), made.find("openai", "gpt-5.4")
+    assert plain is not None and model is not None
+    assert plain.tiers(TODAY) == {STANDARD, "flex", "priority"} and len(plain.rates_of(STANDARD, TODAY)) == 2
+    (rate,) = model.rates
+    assert (rate.tier, rate.above, rate.input, rate.output) == (STANDARD, 0, 1_000_000, 2_000_000)
+    assert (rate.cache_read, rate.cache_write, rate.cache_write_long) == (1_000_000, 1_000_000, 2_000_000)
+    before, after = load(GENERATED).find("openai", "gpt-4o"), made.find("openai", "gpt-4o")
+    assert before is not None and before.retires is not None
+    assert after is not None and after.retires is None
+
+
 def test_the_operators_price_holds_for_every_name_of_the_model() -> None:
     made = book("""
         [models."gpt-4o"]

@@ -135,7 +135,7 @@ def test_as_much_output_is_affordable_as_is_paid_for_and_not_a_token_more(data: 
     demand = data.draw(demands(model))
     whole = quote(model, demand, on, TODAY)
     nanos = data.draw(st.integers(0, whole + CENT) | st.sampled_from([0, whole - 1, whole]))
-    cap = pricing.affordable_output(model, demand, on, TODAY, nanos)
+    cap = pricing.most_output(demand, lambda less: quote(model, less, on, TODAY) <= nanos)
     assert 0 <= cap <= demand.output
     assert cap == 0 or quote(model, replace(demand, output=cap), on, TODAY) <= nanos
     assert cap == demand.output or quote(model, replace(demand, output=cap + 1), on, TODAY) > nanos

@@ -219,7 +219,7 @@ MODEL = re.compile(r"""["' /](gpt-[\w.-]+|claude-\w+-[\d-]+|text-embedding-[\w-]
 def test_every_model_that_is_named_is_sold_and_will_be() -> None:
     """Here, and in what the demo prints: an example that stops working on some day is worse than none."""
     book = pricing.load((ROOT / "goosestack" / "prices.json").read_text(), file_block("prices.toml"))
-    named = set(MODEL.findall(code() + cli.demo_text("http://127.0.0.1:3000", "gsk_")))
+    named = set(MODEL.findall(code() + cli.demo_text("http://127.0.0.1:3000", "gsk_", sells=True)))
     assert len(named) >= 5
     for name in named:
         models = [book.find(provider, name) for provider in book.providers_of(name)]
@@ -305,7 +305,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             (folder / block.order.removeprefix("file ")).write_text(block.text)
     (folder / "goosestack.env").write_text("PUBLIC_URL=https://llm.example.com\n")
     program(folder / "bin", "goosestack", sys.executable, "-m", "goosestack")
-    world = World.create(folder, DISCONNECT_GRACE_S="1", DRAIN_S="5")
+    world = World.create(folder, PRICES_FILE="./prices.toml", DISCONNECT_GRACE_S="1", DRAIN_S="5")
     yield world
     world.close()
 

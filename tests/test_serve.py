@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from goosestack.config import load
+from goosestack.config import load, options, setting
 from goosestack.errors import Refusal
 from goosestack.store.migrations import MIGRATIONS
 from tests.asking import ask, chat, connect, directed, opened
@@ -27,16 +27,18 @@ from tests.world import World, bare_environment, until
 SLOW = chat(directed("Hi", words=400, delay_ms=50), stream=True)
 """A stream of 20 seconds."""
 
+ADDRESSES = ["CORS_ALLOWED_ORIGINS", *(setting(entry) for entry in options() if entry.name.endswith("_url"))]
 
-def refusal(folder: Path, env: Mapping[str, str], *, without: str = "") -> str:
-    """The sentence in which `goosestack serve` refuses to start on a folder's database, with exit code 78."""
+
+def refusal(folder: Path, env: Mapping[str, str], *, without: str = "", code: int = 78) -> str:
+    """The sentence in which `goosestack serve` refuses to start on a folder's database, for good (78) or now (75)."""
     settings = {"OPENAI_API_KEY": "sk-canary", "DB_PATH": str(folder / "goosestack.db"), "PORT": "0", **env}
     settings.pop(without, None)
     command = [sys.executable, "-m", "goosestack", "serve"]
     done = subprocess.run(
         command, env=bare_environment(**settings), cwd=folder, capture_output=True, text=True, timeout=30, check=False
     )
-    assert done.returncode == 78, done
+    assert done.returncode == code, done
     assert '"listening"' not in done.stdout
     assert "canary" not in done.stdout + done.stderr
     (line,) = done.stderr.splitlines()
@@ -83,7 +85,7 @@ def test_no_start_on_a_database_that_others_can_read(folder: Path, suffix: str) 
 
 
 def test_no_second_daemon_on_the_same_database(world: World) -> None:
-    assert refusal(world.folder, {}) == f"another goosestack process is using {world.daemon.db}"
+    assert refusal(world.folder, {}, code=75) == f"another goosestack process is using {world.daemon.db}"
     assert ask(world, "GET", "/health").status == 200
 
 
@@ -93,7 +95,6 @@ def test_no_second_daemon_on_the_same_database(world: World) -> None:
         ({"DB_PATH": "nowhere/goosestack.db"}, r"there is no folder \S+/nowhere for the database"),
         ({"DB_PATH": "."}, r"\S* ?is a folder, not a database"),
         ({"DB_PATH": "no.db"}, r"no\.db cannot be opened: file is not a database"),
-        ({"HOST": "192.0.2.1"}, r"cannot listen on 192\.0\.2\.1 port 0: .+"),
         ({"PRICES_FILE": "bad.toml"}, r"prices\.toml: Invalid value \(at .+\)"),
         ({"PRICES_FILE": "free.toml"}, r"prices\.toml: models\.gpt-4o\.output: a price .+ must be above 0, not 0"),
         ({"PRICES_FILE": "missing.toml"}, r"missing\.toml cannot be read: .+"),
@@ -114,8 +115,13 @@ def test_no_start_where_something_is_missing_or_bad(folder: Path, env: dict[str,
 def test_no_start_on_a_port_that_is_taken(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        told = refusal(folder, {"PORT": str(port)})
+        told = refusal(folder, {"PORT": str(port)}, code=75)
     assert told == f"cannot listen on 127.0.0.1 port {port}: Address already in use"
+
+
+def test_no_start_on_an_address_that_the_machine_does_not_have_yet(folder: Path) -> None:
+    told = refusal(folder, {"HOST": "192.0.2.1"}, code=75)
+    assert told == "cannot listen on 192.0.2.1 port 0: Cannot assign requested address"
 
 
 @pytest.mark.parametrize(
@@ -135,8 +141,8 @@ def test_no_start_on_a_port_that_is_taken(folder: Path) -> None:
         ("OPENAI_API_KEY", "sk-two words", "must be printable ASCII without blanks"),
         ("OPENAI_BASE_URL", "https://api.openai.com", "must end in /v1"),
         ("ANTHROPIC_BASE_URL", "https://api.anthropic.com/v1", "must not end in /v1, which is added to it"),
-        ("OPENAI_BASE_URL", "file:///v1", "must be an http or https URL without credentials or query"),
-        ("OPENAI_BASE_URL", "https://me:pw@x/v1", "must be an http or https URL without credentials or query"),
+        ("OPENAI_BASE_URL", "file:///v1", "must be an http or https URL without a query"),
+        ("OPENAI_BASE_URL", "https://x/v1?key=pw", "must be an http or https URL without a query"),
         ("OPENAI_BASE_URL", "http://[x/v1", "has a value that makes no sense"),
         ("CORS_ALLOWED_ORIGINS", "*,https://x.example", "must be * alone, or a list of origins"),
         (
@@ -153,6 +159,16 @@ def test_a_bad_value_is_refused_by_the_name_of_its_setting(folder: Path, name: s
     with pytest.raises(Refusal) as refused:
         load({name: value}, folder)
     assert str(refused.value) == f"{name} {why}"
+
+
+@pytest.mark.parametrize("userinfo", ["me:canary@", "me@", ":canary@", "@", ":@", "me%40x:canary@", "a@canary@"])
+@pytest.mark.parametrize("name", ADDRESSES)
+def test_no_address_has_credentials_in_it_and_the_refusal_does_not_repeat_them(
+    folder: Path, name: str, userinfo: str
+) -> None:
+    with pytest.raises(Refusal) as refused:
+        load({name: f"https://{userinfo}host.example/v1"}, folder)
+    assert str(refused.value) == f"{name} must not have a user or a password before its host"
 
 
 # --- stopping -------------------------------------------------------------------------------------------------
@@ -286,10 +302,26 @@ def test_the_demo_needs_no_account_and_says_that_its_answers_are_canned(folder: 
             told += line
         assert "every answer is canned" in told
         commands = re.findall(r"^  (curl .+)$", told, re.MULTILINE)
-        assert len(commands) == 8  # chat, responses and messages plain and streamed, embeddings, usage
+        assert len(commands) == 10  # chat, responses and messages plain and streamed, embeddings, usage, credits, Pro
+        answers = {}
         for command in commands:
             done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=20, check=True)
-            assert re.search(r'"(choices|output|content|embedding|balance_cents|message_stop)"', done.stdout), command
+            assert re.search(r'"(choices|output|content|embedding|balance_cents|message_stop|url)"', done.stdout), (
+                command
+            )
+            answers[command] = done.stdout
+        (usage,) = [command for command in commands if command.endswith("'") and "/v1/usage" in command]
+        (credits,) = [answer for command, answer in answers.items() if '"type":"credits"' in command]
+        subprocess.run(
+            ["curl", "-s", "-d", "card=ok", json.loads(credits)["url"]], capture_output=True, timeout=20, check=True
+        )
+
+        def balance() -> int:
+            done = subprocess.run(["bash", "-c", usage], capture_output=True, text=True, timeout=20, check=True)
+            found: int = json.loads(done.stdout)["balance_cents"]
+            return found
+
+        until(lambda: balance() > 1500, "the credits that were paid with play money")
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
         assert list(folder.iterdir()) == []

@@ -20,6 +20,7 @@ from goosestack.errors import Refusal, StoreUnavailable
 from goosestack.store import Tx
 from goosestack.store.migrations import MIGRATIONS
 from goosestack.store.sqlite import (
+    InUse,
     Lock,
     SqliteStore,
     connect_read_only,
@@ -164,6 +165,16 @@ def test_a_second_process_is_refused_while_the_first_lives(path: Path) -> None:
         other.send_signal(signal.SIGKILL)
         other.wait()
     Lock(path).release()
+
+
+def test_a_link_to_a_database_is_no_way_around_its_lock(path: Path) -> None:
+    link = path.with_name("link.db")
+    link.symlink_to(path)
+    first = Lock(path)
+    with pytest.raises(InUse):
+        Lock(link)
+    first.release()
+    Lock(link).release()
 
 
 def test_a_lock_that_was_let_go_can_be_taken_again(path: Path) -> None:
@@ -322,10 +333,10 @@ def test_a_commit_of_unknown_outcome_ends_the_process_and_the_next_one_knows(pat
 
 async def test_a_damaged_file_ends_the_process_rather_than_one_request(path: Path) -> None:
     store = SqliteStore(path)
-    for number in range(200):
+    for number in range(800):
         store.write(add_user, f"user{number:03}", "x" * 500)
     await store.close()
-    damage(path, start=4096 * 30)
+    damage(path, start=4096 * 90)
     done = program("meet_damage", path)
     assert done.returncode == 70, done
     assert done.stderr.startswith("goosestack: fatal: the database failed")

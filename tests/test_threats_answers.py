@@ -127,6 +127,26 @@ def test_whoever_leaves_before_the_usage_comes_pays_all_the_same(mallory: Mallor
 
 # --- what the provider says of the operator ---------------------------------------------------------------------
 
+
+def test_an_error_about_the_caller_stays_the_callers_whatever_words_are_in_it(mallory: Mallory) -> None:
+    for name in ("insufficient_quota", "billing_hard_limit", "budget_exceeded", "Your credit balance is too low"):
+        reply = mallory.ask(CHAT, asks(CHAT, "Go", **{name: 1}))
+        assert (reply.status, name in reply.message) == (400, True)
+    assert "provider_refuses_operator" not in mallory.world.daemon.program.text()
+
+
+@pytest.mark.parametrize("fault", ["error_400", "error_529"])
+def test_an_error_has_our_request_id_alone(mallory: Mallory, fault: str) -> None:
+    reply = mallory.ask(MESSAGES, asks(MESSAGES, directed("Go", fault=fault)))
+    assert reply.json["request_id"] == reply.headers["request-id"] == reply.headers["x-request-id"]
+
+
+def test_counting_is_no_estimate(mallory: Mallory) -> None:
+    assert mallory.ask(COUNT, asks(COUNT, "Go")).status == 200
+    (row,) = mallory.world.ended_rows(mallory.customer, 1)
+    assert (row["status"], row["reason"], row["estimated"], row["cost_nanos"]) == ("settled", "completed", 0, 0)
+
+
 OPERATORS = ["error_401", "error_402", "error_403", "error_quota"]
 CALLERS = {"error_400": 400, "error_404": 404, "error_413": 413, "error_422": 422, "error_429": 429, "error_529": 529}
 OTHERS = ["error_408", "error_500", "error_502", "error_503"]

@@ -217,6 +217,7 @@ def test_a_charge_above_the_hold_takes_what_there_is_and_never_more(world: World
             "balance_cents": 0,
             "held_cents": 0,
             "available_cents": 0,
+            "debt_cents": 0,
         }
         mallory.refused(402, path, sent)
         assert len(mallory.dispatched()) == 1
@@ -297,10 +298,11 @@ def test_a_generated_price_that_is_no_price_is_refused(price: object) -> None:
 
 
 def test_a_daemon_does_not_start_with_such_prices(folder: Path) -> None:
-    upstream = Upstream(folder)
-    world = World(folder, upstream, Daemon(folder, upstream.url))
+    prices, upstream = folder / "prices.toml", Upstream(folder)
+    prices.write_text("")
+    world = World(folder, upstream, Daemon(folder, upstream.url, PRICES_FILE=str(prices)))
     world.daemon.program.stop()
-    (folder / "prices.toml").write_text("[models.gpt-4o-mini]\ninput = -1\noutput = 1\n")
+    prices.write_text("[models.gpt-4o-mini]\ninput = -1\noutput = 1\n")
     refused = Program(["goosestack", "serve"], world.daemon.env, folder / "refused.out", folder)
     assert refused.process.wait(30) == 78
     assert refused.text().startswith("goosestack: prices.toml: models.gpt-4o-mini.input:")

@@ -22,15 +22,17 @@ PRODUCT = ROOT / "goosestack"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("", "errors"),
-    ("config", "wire", "store", "http", "logs", "metrics", "stream"),
-    ("ledger", "pricing", "tokenizer", "demo"),
+    ("config", "wire", "store", "http", "logs", "metrics", "stream", "stripe_facts"),
+    ("ledger", "pricing", "tokenizer", "demo", "notices", "till"),
     ("accounts", "limits", "upstream"),
-    ("auth", "bidding", "drain", "usage"),
-    ("costing",),
+    ("auth", "drain", "payers", "payments", "usage"),
+    ("autotopup", "bidding", "subscriptions"),
+    ("costing", "inbox"),
     ("relay",),
-    ("gateway",),
-    ("admin", "api", "front"),
+    ("gateway", "cashier"),
+    ("admin", "api", "billing", "front"),
     ("app",),
+    ("server",),
     ("cli",),
     ("__main__",),
 )
@@ -54,12 +56,21 @@ FAMILIES: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ("chat", "responses", "embeddings", "acting"),
         ("server",),
         ("", "__main__"),
+        ("stripe.faults", "stripe.form", "stripe.idempotency"),
+        ("stripe.account",),
+        ("stripe.catalog", "stripe.customers", "stripe.invoices", "stripe.meters", "stripe.returns", "stripe.shapes"),
+        ("stripe.notices", "stripe.payments"),
+        ("stripe.courier", "stripe.subscriptions"),
+        ("stripe.checkout",),
+        ("stripe.routes", "stripe.till"),
+        ("stripe.control", "stripe.pages"),
+        ("stripe.server",),
+        ("stripe", "stripe.__main__"),
     ),
 }
 """The same inside each folder."""
 
 LONG_FILES: Mapping[str, str] = {
-    "goosestack/cli.py": "every command, each a few lines",
     "goosestack/relay.py": "the life of a hold, top to bottom",
     "goosestack/ledger.py": "the heart in one piece: verbs and their check",
     "goosestack/pricing.py": "the price book, its two formulas and the reading of prices.toml",
@@ -173,8 +184,8 @@ def test_the_database_is_spoken_to_in_the_store_alone() -> None:
 
 
 def test_the_web_framework_stays_at_the_door() -> None:
-    assert tops(importers_of("starlette")) <= {"app", "api", "front", "web"}
-    assert tops(importers_of("uvicorn")) == {"cli"}
+    assert tops(importers_of("starlette")) <= {"app", "api", "billing", "front", "web"}
+    assert tops(importers_of("uvicorn")) == {"server"}
 
 
 def test_chains_are_known_in_one_folder() -> None:
@@ -191,8 +202,14 @@ def test_nothing_of_chains_is_loaded_where_drain_is_off() -> None:
 def test_requests_leave_through_one_client() -> None:
     assert tops(importers_of("aiohttp")) == {"http", "demo"}
     clients = {"httpx", "httpx2", "requests", "urllib3", "socket"}
-    assert tops({name for client in clients for name in importers_of(client)}) <= {"cli", "demo"}  # `cli` listens
+    assert tops({name for client in clients for name in importers_of(client)}) <= {"server", "demo"}  # `server` listens
     assert not {name for name in product() if "http.client" in other_imports(name)}
+
+
+def test_stripe_is_spoken_to_in_one_place_and_loaded_only_where_it_is_needed() -> None:
+    assert importers_of("stripe") == {"till"}
+    at_the_top = [node for node in tree(product()["till"]).body if isinstance(node, ast.Import)]
+    assert "stripe" not in {alias.name for node in at_the_top for alias in node.names}
 
 
 def test_the_environment_is_read_in_one_place() -> None:
@@ -209,7 +226,9 @@ def test_the_configuration_is_handed_out_at_the_top() -> None:
     assert {name for name in product() if "config" in own_imports(name)} == {"app", "cli"}
 
 
-@pytest.mark.parametrize("name", [name for name in product() if name.partition(".")[0] in ("wire", "pricing")])
+@pytest.mark.parametrize(
+    "name", [name for name in product() if name.partition(".")[0] in ("wire", "pricing", "stripe_facts")]
+)
 def test_what_is_pure_does_no_input_and_no_output(name: str) -> None:
     assert other_imports(name) <= PURE
     assert own_imports(name) <= {"errors"} | {other for other in product() if other.partition(".")[0] == "wire"}

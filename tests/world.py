@@ -29,6 +29,9 @@ OPENAI_KEY = "sk-operator-openai-canary-0001"
 ANTHROPIC_KEY = "sk-ant-operator-canary-0002"
 PATIENCE_S = 20.0
 
+PRICES = Path(__file__).with_name("world.toml")
+"""The operator's prices, unless a test has others."""
+
 
 def until(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
     """Wait until the condition holds, and give back what it gave; fail, saying what, where it does not."""
@@ -105,8 +108,10 @@ class Upstream:
 
 
 def bare_environment(**settings: str) -> dict[str, str]:
-    """An environment without anything that the machine has set, but what a program needs to run."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+    """An environment without anything that the machine has set, but what a program needs to run, and a clock that is
+    preloaded, so that all of this can be tried as of another day."""
+    names = ("PATH", "HOME", "LANG", "TMPDIR", "LD_PRELOAD", "FAKETIME")
+    kept = {name: os.environ[name] for name in names if name in os.environ}
     return {**kept, "PYTHONPATH": str(Path(__file__).parent.parent), "PYTHONWARNINGS": "error", **settings}
 
 
@@ -123,6 +128,7 @@ class Daemon:
             OPENAI_BASE_URL=f"{upstream_url}/v1",
             ANTHROPIC_API_KEY=ANTHROPIC_KEY,
             ANTHROPIC_BASE_URL=upstream_url,
+            PRICES_FILE=str(PRICES),
             RATE_LIMIT_MAX_REQUESTS="1000000",
             SIGNUPS_PER_HOUR="1000000",
         )

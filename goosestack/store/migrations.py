@@ -121,4 +121,119 @@ MIGRATIONS: tuple[str, ...] = (
         SELECT user_id, balance AS balance_cents, updated_at
         FROM accounts WHERE unit = 'usd_cents' AND ref = '';
     """,
+    """
+    -- Debt: what must still be taken back of what was posted for a ref, because it had been spent (units).
+    ALTER TABLE accounts ADD COLUMN debt INTEGER NOT NULL DEFAULT 0 CHECK (debt >= 0);
+    ALTER TABLE entries ADD COLUMN cause TEXT;
+    CREATE INDEX entries_by_cause ON entries (cause) WHERE cause IS NOT NULL;
+
+    CREATE TABLE dues (
+        seq        INTEGER PRIMARY KEY,
+        ref        TEXT NOT NULL UNIQUE,
+        account_id INTEGER NOT NULL REFERENCES accounts (id),
+        kind       TEXT NOT NULL,
+        target     INTEGER NOT NULL CHECK (target >= 0),
+        posted     INTEGER NOT NULL DEFAULT 0,
+        entries    INTEGER NOT NULL DEFAULT 0,
+        CHECK (posted >= target)
+    ) STRICT;
+    CREATE INDEX dues_owed ON dues (account_id, seq) WHERE posted > target;
+    """,
+    """
+    -- What customers buy, and what Stripe said of it. Amounts are cents.
+    ALTER TABLE users ADD COLUMN pro_given TEXT;  -- by the operator
+    ALTER TABLE users ADD COLUMN pro_paid TEXT;   -- by subscriptions; pro_until is the later of the two
+    UPDATE users SET pro_given = pro_until;
+
+    CREATE TABLE payments (
+        id              TEXT PRIMARY KEY,
+        user_id         TEXT NOT NULL REFERENCES users (id),
+        kind            TEXT NOT NULL CHECK (kind IN ('credits', 'pro', 'auto')),
+        amount          INTEGER NOT NULL CHECK (amount >= 0),
+        granted         INTEGER NOT NULL CHECK (granted >= 0),
+        price_id        TEXT,
+        livemode        INTEGER NOT NULL CHECK (livemode IN (0, 1)),
+        status          TEXT NOT NULL,
+        refunded        INTEGER NOT NULL DEFAULT 0,
+        disputed        INTEGER NOT NULL DEFAULT 0,
+        failure         TEXT,
+        checkout_id     TEXT UNIQUE,
+        intent_id       TEXT UNIQUE,
+        subscription_id TEXT UNIQUE,
+        url             TEXT,
+        receipt_url     TEXT,
+        expires_at      TEXT,
+        created_at      TEXT NOT NULL,
+        updated_at      TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX payments_by_user ON payments (user_id, id);
+
+    CREATE TABLE payment_requests (
+        user_id    TEXT NOT NULL REFERENCES users (id),
+        key        TEXT NOT NULL,
+        payment_id TEXT NOT NULL REFERENCES payments (id),
+        PRIMARY KEY (user_id, key)
+    ) STRICT;
+
+    CREATE TABLE subscriptions (
+        id         TEXT PRIMARY KEY,
+        user_id    TEXT NOT NULL REFERENCES users (id),
+        price_id   TEXT,
+        status     TEXT NOT NULL,
+        until      TEXT,
+        updated_at TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX subscriptions_by_user ON subscriptions (user_id);
+
+    CREATE TABLE stripe_facts (
+        about  TEXT NOT NULL,
+        name   TEXT NOT NULL,
+        object TEXT NOT NULL,
+        amount INTEGER NOT NULL,
+        at     INTEGER NOT NULL,
+        detail TEXT NOT NULL,
+        PRIMARY KEY (about, name, object, amount, at, detail)
+    ) STRICT;
+
+    CREATE TABLE stripe_events (
+        id          TEXT PRIMARY KEY,
+        type        TEXT NOT NULL,
+        created     INTEGER NOT NULL,
+        body        TEXT NOT NULL,
+        status      TEXT NOT NULL CHECK (status IN ('applied', 'ignored', 'review', 'reviewed')),
+        reason      TEXT NOT NULL DEFAULT '',
+        received_at TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX stripe_events_to_review ON stripe_events (id) WHERE status = 'review';
+
+    CREATE TABLE auto_topups (
+        user_id    TEXT PRIMARY KEY REFERENCES users (id),
+        enabled    INTEGER NOT NULL CHECK (enabled IN (0, 1)),
+        below      INTEGER NOT NULL CHECK (below >= 0),
+        amount     INTEGER NOT NULL,
+        daily_cap  INTEGER NOT NULL,
+        updated_at TEXT NOT NULL
+    ) STRICT;
+
+    CREATE TABLE reconciliations (
+        source TEXT PRIMARY KEY,
+        until  INTEGER NOT NULL
+    ) STRICT;
+
+    -- The outbox of NOTIFY_WEBHOOK_URL.
+    CREATE TABLE notices (
+        id           TEXT PRIMARY KEY,
+        body         TEXT NOT NULL,
+        attempts     INTEGER NOT NULL DEFAULT 0,
+        next_at      TEXT,
+        delivered_at TEXT,
+        created_at   TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX notices_due ON notices (next_at) WHERE next_at IS NOT NULL;
+
+    CREATE TABLE low_balances (
+        account_id INTEGER PRIMARY KEY REFERENCES accounts (id),
+        told_at    TEXT NOT NULL
+    ) STRICT;
+    """,
 )

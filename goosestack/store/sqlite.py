@@ -10,6 +10,7 @@ process, and the recovery at the next start tells the truth.
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import sqlite3
@@ -23,7 +24,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar, cast
 
-from goosestack.errors import Refusal, StoreUnavailable
+from goosestack.errors import NotYet, Refusal, StoreUnavailable
 from goosestack.store import Tx
 from goosestack.store.migrations import MIGRATIONS
 
@@ -76,22 +77,25 @@ class Written(asyncio.Future[T]):
         return False
 
 
-class InUse(Refusal):
+class InUse(NotYet):
     """Another process holds the database's lock."""
 
 
 class Lock:
     """The exclusive lock beside a database: whoever holds it is the one process that writes.
 
-    Raises InUse where another process holds it. The kernel drops it with the process.
+    Raises InUse where another process holds it. The kernel drops it with the process. It lies beside the file itself,
+    whatever links lead there.
     """
 
     def __init__(self, database: Path) -> None:
+        database = database.resolve()
         self.path = database.with_name(database.name + ".lock")
         try:
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise Refusal(f"{self.path} cannot be opened: {error.strerror}") from error
+            refusal = NotYet if error.errno in (errno.ENOSPC, errno.EDQUOT) else Refusal
+            raise refusal(f"{self.path} cannot be opened: {error.strerror}") from error
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -107,6 +111,7 @@ class Lock:
 
 def refuse_if_exposed(database: Path) -> None:
     """Raise Refusal where somebody else may read the database or its log: it holds key hashes and addresses."""
+    database = database.resolve()
     if database.is_dir():
         raise Refusal(f"{database} is a folder, not a database")
     for path in (database, database.with_name(database.name + "-wal")):
@@ -172,7 +177,9 @@ class SqliteStore:
         self._closing: asyncio.Future[None] | None = None
         try:
             self._writer = self._connect_writer()
-        except (sqlite3.DatabaseError, OSError) as error:
+        except (sqlite3.OperationalError, OSError) as error:  # no room, no permission: that may pass
+            raise NotYet(f"{path} cannot be opened: {error}") from error
+        except sqlite3.DatabaseError as error:
             raise Refusal(f"{path} cannot be opened: {error}") from error
         self._peeker = self._connect_reader()
         self._set_ballast()

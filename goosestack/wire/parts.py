@@ -15,7 +15,6 @@ from goosestack.wire import ROUTING, Body, Media, Reading, body as fields
 TIERS = {"auto": "standard", "default": "standard", "flex": "flex", "priority": "priority", "fast": "priority"}
 """The tiers by the names that requests and answers have for them."""
 _SENT_TIERS = {"standard": "default", "flex": "flex", "priority": "priority"}
-REPORTEDTIERS = {"auto": "standard", "default": "standard", "flex": "flex", "priority": "priority", "fast": "priority"}
 
 CLIENT_TOOLS = frozenset(("function", "custom"))
 """Tools that the caller runs."""

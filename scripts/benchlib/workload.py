@@ -8,7 +8,7 @@ from typing import Any
 
 KINDS = ("plain", "stream")
 CHUNKS = 60  # events of the canned stream, [DONE] not counted
-MODEL = "gpt-4o-mini"
+MODEL = "gpt-5.4-mini"
 MIME = {"plain": "application/json", "stream": "text/event-stream"}
 
 
@@ -41,7 +41,7 @@ def event(text: str = "", *, finish: str | None = None, used: int | None = None)
         "id": "chatcmpl-BenchBenchBenchBenchBenchBen",
         "object": "chat.completion.chunk",
         "created": 1_750_000_000,
-        "model": "gpt-4o-mini-2024-07-18",
+        "model": f"{MODEL}-2026-03-17",
         "service_tier": "default",
         "system_fingerprint": "fp_0123456789",
         "choices": [],
@@ -67,7 +67,7 @@ def canned(kind: str) -> bytes:
         "id": "chatcmpl-BenchBenchBenchBenchBenchBen",
         "object": "chat.completion",
         "created": 1_750_000_000,
-        "model": "gpt-4o-mini-2024-07-18",
+        "model": f"{MODEL}-2026-03-17",
         "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}],
         "usage": usage(60),
         "service_tier": "default",

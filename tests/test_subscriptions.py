@@ -1,0 +1,204 @@
+"""Until when a subscription makes somebody Pro: by what was paid, in either shape of Stripe's API, in any order."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+
+from goosestack import accounts, payments, subscriptions
+from goosestack.subscriptions import iso
+from tests.bookings import (
+    MONTH_S,
+    NOW,
+    START,
+    Bookings,
+    charge,
+    invoice,
+    old_invoice,
+    pro_checkout,
+    subscription,
+)
+
+PRICE = "price_pro"
+END = START + MONTH_S
+GIVEN = "2030-01-01T00:00:00.000Z"
+
+
+@pytest.fixture
+def books() -> Iterator[Bookings]:
+    books = Bookings(PRICE)
+    yield books
+    books.close()
+
+
+@pytest.mark.parametrize("shape", [invoice, old_invoice])
+def test_a_paid_invoice_makes_pro_until_the_end_of_its_period_in_both_shapes(books: Bookings, shape: Any) -> None:
+    payment = books.sold_pro(PRICE)
+    assert books.tell("checkout.session.completed", pro_checkout(payment)) == "applied"
+    assert books.pro_until() is None
+    assert books.tell("invoice.paid", shape("1", END, payment, price=PRICE)) == "applied"
+    assert books.pro_until() == iso(END)
+    assert books.tell("invoice.paid", shape("2", END + MONTH_S, payment, price=PRICE)) == "applied"
+    assert books.pro_until() == iso(END + MONTH_S)
+
+
+@pytest.mark.parametrize("shape", [invoice, old_invoice])
+def test_without_a_price_of_stripes_what_was_sold_counts_by_its_amount(shape: Any) -> None:
+    books = Bookings()
+    payment = books.sold_pro()
+    assert books.tell("invoice.paid", shape("1", END, payment)) == "applied"
+    assert books.pro_until() == iso(END)
+    assert books.tell("invoice.paid", shape("2", END + MONTH_S, payment, amount=1)) == "review"
+    assert books.pro_until() == iso(END)
+    books.close()
+
+
+@pytest.mark.parametrize("shape", [invoice, old_invoice])
+def test_an_invoice_for_another_price_makes_nobody_pro(books: Bookings, shape: Any) -> None:
+    assert books.tell("invoice.paid", shape("1", END, None, price="price_mug")) == "applied"
+    assert books.pro_until() is None
+    payment = books.sold_pro(PRICE)
+    assert books.tell("invoice.paid", shape("2", END, payment, price="price_mug", subscription="sub_2")) == "review"
+    assert books.pro_until() is None
+
+
+def test_an_invoice_of_somebody_elses_customer_is_ignored(books: Bookings) -> None:
+    assert books.tell("invoice.paid", invoice("1", END, None, price=PRICE, customer="cus_other")) == "ignored"
+    assert books.pro_until() is None
+
+
+def test_an_invoice_of_our_purchase_by_another_customer_is_reviewed(books: Bookings) -> None:
+    payment = books.sold_pro(PRICE)
+    found = invoice("1", END, payment, price=PRICE, customer="cus_mallory")
+    assert books.tell("invoice.paid", found) == "review"
+    assert books.pro_until() is None
+
+
+def test_a_prorated_line_and_a_trial_make_nobody_pro(books: Bookings) -> None:
+    found = invoice("1", END, None, price=PRICE)
+    found["lines"]["data"][0]["parent"]["subscription_item_details"]["proration"] = True
+    books.tell("invoice.paid", found)
+    books.tell("invoice.paid", invoice("2", END, None, price=PRICE, amount=0))
+    assert books.pro_until() is None
+
+
+def test_past_due_keeps_what_was_paid_for(books: Bookings) -> None:
+    books.tell("invoice.paid", invoice("1", END, None, price=PRICE))
+    books.tell("customer.subscription.updated", subscription(None, "past_due"), END - 5)
+    failed = invoice("2", END + MONTH_S, None, price=PRICE, status="open", amount_paid=0)
+    assert books.tell("invoice.payment_failed", failed) == "applied"
+    assert books.pro_until() == iso(END)
+    told = books.db.execute("SELECT json_extract(body, '$.type') FROM notices").fetchall()
+    assert told == [("payment.failed",)]
+
+
+@pytest.mark.parametrize("status", ["unpaid", "paused", "incomplete_expired"])
+def test_a_subscription_that_is_worth_nothing_any_more_ends_then(books: Bookings, status: str) -> None:
+    books.tell("invoice.paid", invoice("1", END, None, price=PRICE))
+    books.tell("customer.subscription.updated", subscription(None, status), START + 100)
+    assert books.pro_until() == iso(START + 100)
+    books.tell("customer.subscription.updated", subscription(None, "active"), START + 200)
+    assert books.pro_until() == iso(END)
+
+
+def test_a_subscription_that_is_cancelled_at_its_end_lasts_until_then(books: Bookings) -> None:
+    books.tell("invoice.paid", invoice("1", END, None, price=PRICE))
+    books.tell("customer.subscription.deleted", subscription(None, "canceled", ended_at=END), END)
+    assert books.pro_until() == iso(END)
+
+
+def test_a_subscription_that_is_cancelled_at_once_ends_at_once(books: Bookings) -> None:
+    books.tell("invoice.paid", invoice("1", END, None, price=PRICE))
+    books.tell("customer.subscription.deleted", subscription(None, "canceled"), START + 50)
+    assert books.pro_until() == iso(START + 50)
+
+
+def test_a_late_end_of_an_older_subscription_changes_nothing(books: Bookings) -> None:
+    books.tell("invoice.paid", invoice("1", END, None, price=PRICE))
+    books.tell("invoice.paid", invoice("2", END + 10, None, price=PRICE, subscription="sub_2"))
+    books.tell("customer.subscription.deleted", subscription(None, "canceled", ended_at=START + 5), END)
+    assert books.pro_until() == iso(END + 10)
+
+
+def test_an_invoice_whose_money_went_back_was_not_paid(books: Bookings) -> None:
+    books.tell("invoice.paid", invoice("1", END, None, price=PRICE))
+    paying = {"id": "inpay_1", "object": "invoice_payment", "invoice": "in_1", "payment": {"payment_intent": "pi_x"}}
+    books.tell("invoice_payment.paid", paying)
+    books.tell("charge.refunded", {**charge(books.sold(), 500), "payment_intent": "pi_x"})
+    assert books.pro_until() == iso(END), "a part of it is a courtesy"
+    books.tell("charge.refunded", {**charge(books.sold(), 1000), "payment_intent": "pi_x"})
+    assert books.pro_until() is None
+
+
+def test_what_the_operator_gave_and_what_was_paid_for_never_shorten_each_other(books: Bookings) -> None:
+    accounts.set_pro(books.db, books.alice, GIVEN)
+    books.tell("invoice.paid", invoice("1", END, None, price=PRICE))
+    assert books.pro_until() == GIVEN
+    books.tell("customer.subscription.deleted", subscription(None, "canceled"), START + 50)
+    assert books.pro_until() == GIVEN
+    assert accounts.set_pro(books.db, books.alice, None) == iso(START + 50)
+    books.tell("invoice.paid", invoice("2", END + MONTH_S, None, price=PRICE, subscription="sub_2"))
+    assert books.pro_until() == iso(END + MONTH_S)
+    assert accounts.set_pro(books.db, books.alice, "2026-01-01T00:00:00.000Z") == iso(END + MONTH_S)
+
+
+def test_a_price_that_was_sold_before_still_counts_when_another_is_sold_now() -> None:
+    books = Bookings("price_new")
+    payment = payments.add(books.db, books.alice, "pro", 0, 0, "price_old", books.terms, NOW)
+    assert books.tell("invoice.paid", invoice("1", END, payment, price="price_old")) == "applied"
+    assert books.pro_until() == iso(END)
+    books.close()
+
+
+def test_who_has_a_subscription_that_goes_on_is_not_sold_another(books: Bookings) -> None:
+    assert not subscriptions.running(books.db, books.alice, NOW)
+    books.tell("customer.subscription.created", subscription(None, "active"))
+    assert subscriptions.running(books.db, books.alice, NOW)
+    books.tell("customer.subscription.deleted", subscription(None, "canceled"), START + 50)
+    assert not subscriptions.running(books.db, books.alice, NOW)
+
+
+def told(payment: payments.Payment) -> list[tuple[str, dict[str, Any], int]]:
+    """A life of two subscriptions, the second begun before the first has ended."""
+    return [
+        ("checkout.session.completed", pro_checkout(payment), START),
+        ("customer.subscription.created", subscription(payment, "incomplete"), START),
+        ("invoice.paid", invoice("1", END, payment, price=PRICE), START + 1),
+        ("customer.subscription.updated", subscription(payment, "past_due"), END),
+        ("customer.subscription.deleted", subscription(payment, "canceled", ended_at=END + 9), END + 9),
+        ("invoice.paid", old_invoice("2", END + MONTH_S, None, price=PRICE, subscription="sub_2"), END + 8),
+    ]
+
+
+def ends(order: list[int]) -> list[tuple[Any, ...]]:
+    books = Bookings(PRICE)
+    payment = payments.add(books.db, books.alice, "pro", 0, 0, PRICE, books.terms, NOW, "pay_pro")
+    tellings = told(payment)
+    for number in order:
+        type, about, at = tellings[number]
+        assert books.tell(type, about, at) == "applied"
+    found = [tuple(None if cell == books.alice else cell for cell in row) for row in books.rows()]
+    books.close()
+    return found
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=6, unique=True), st.lists(st.integers(0, 5), max_size=4), st.data()
+)
+def test_any_order_with_any_repetitions_ends_in_the_same_rows(
+    happened: list[int], again: list[int], data: st.DataObject
+) -> None:
+    order = data.draw(st.permutations([*happened, *(each for each in again if each in happened)]))
+    assert ends(order) == ends(happened)
+
+
+def test_every_order_of_the_four_events_that_suffice_ends_the_same() -> None:
+    expected = ends([0, 2, 4, 5])
+    for order in itertools.permutations([0, 2, 4, 5]):
+        assert ends(list(order)) == expected
