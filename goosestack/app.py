@@ -14,7 +14,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from importlib.resources import files
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -22,11 +21,10 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Route
 
-from goosestack import __version__, admin, ledger, pricing
+from goosestack import __version__, admin, fitting, ledger
 from goosestack.api import Api, Health
 from goosestack.auth import Keys
-from goosestack.bidding import Policy
-from goosestack.billing import Billing, Shop
+from goosestack.billing import Billing
 from goosestack.cashier import Cashier, Sell
 from goosestack.config import Config, tokenizer_folder
 from goosestack.errors import Refusal
@@ -38,13 +36,11 @@ from goosestack.logs import Log
 from goosestack.metrics import Metrics
 from goosestack.notices import Notifier
 from goosestack.payers import CreditFunding
-from goosestack.payments import Terms
-from goosestack.relay import Limits
 from goosestack.store import Store
 from goosestack.store.sqlite import Lock, SqliteStore, refuse_if_exposed, sqlite_warning
-from goosestack.till import StripeTill, Till
+from goosestack.till import Till
 from goosestack.tokenizer import Tokenizer
-from goosestack.upstream import Provider, Upstreams
+from goosestack.upstream import Upstreams
 from goosestack.wire import Wire
 from goosestack.wire.anthropic_messages import AnthropicCountTokens, AnthropicMessages
 from goosestack.wire.openai_chat import OpenAIChat
@@ -96,7 +92,9 @@ JOBS: tuple[tuple[str, float], ...] = (
 EXPOSED = (
     "x-request-id request-id retry-after x-should-retry x-goosestack-cost-usd x-goosestack-cost-cents"
     " x-goosestack-balance-cents x-goosestack-output-cap x-ratelimit-limit-requests x-ratelimit-remaining-requests"
-    " x-ratelimit-reset-requests"
+    " x-ratelimit-reset-requests x-drain-cost x-drain-total x-drain-remaining x-drain-channel x-drain-error"
+    " x-drain-required x-drain-provided x-payment-protocol x-payment-provider x-payment-contract x-payment-chain"
+    " x-payment-signing x-payment-docs"
 ).split()
 
 
@@ -185,8 +183,8 @@ class Jobs:
 @asynccontextmanager
 async def running(config: Config) -> AsyncIterator[Parts]:
     """The opened parts; closed again once every relay has settled. Raises Refusal, in one sentence."""
-    book = load_prices(config)
-    providers = providers_of(config)
+    book = fitting.load_prices(config)
+    providers = fitting.providers_of(config)
     if not config.byok_only and not any(provider.key for provider in providers.values()):
         raise Refusal("no provider key is set: set OPENAI_API_KEY, ANTHROPIC_API_KEY or another, or BYOK_ONLY=true")
     if not config.db_path.absolute().parent.is_dir():
@@ -202,13 +200,13 @@ async def running(config: Config) -> AsyncIterator[Parts]:
         try:
             process_id = await open_books(store, log)
             client = Client()
-            policy = policy_of(config)
+            policy, upstreams = fitting.policy_of(config), Upstreams(providers, book)
             gateway = Gateway(
                 store=store,
                 process_id=process_id,
                 identifiers=(Keys(store),),
                 fundings=(CreditFunding(policy.terms, policy.public_url),),
-                upstreams=Upstreams(providers, book),
+                upstreams=upstreams,
                 client=client,
                 rate_limit=RateLimit(config.rate_limit_max_requests, config.rate_limit_window / 1000, "key"),
                 strangers=RateLimit(config.rate_limit_max_requests, config.rate_limit_window / 1000, "address"),
@@ -216,14 +214,16 @@ async def running(config: Config) -> AsyncIterator[Parts]:
                 metrics=metrics,
                 log=log,
                 policy=policy,
-                limits=limits_of(config),
+                limits=fitting.limits_of(config),
                 now=utc_now,
             )
             signups = RateLimit(config.signups_per_hour, 3600, "signup") if config.signup == "open" else None
             health = Health(checked_at=utc_now())
-            till = till_of(config)
+            till = fitting.till_of(config)
             api = Api(gateway, health, signups, config.admin_token)
             parts = Parts(config, store, gateway, api, health, *selling(config, gateway, till, client))
+            if config.provider_private_key is not None:
+                await serve_agents(parts, client)
             async with _beside(parts):
                 # what is loaded now lives as long as the process: collecting garbage need not look at it again
                 gc.collect()
@@ -273,114 +273,11 @@ async def open_books(store: SqliteStore, log: Log) -> int:
     return process_id
 
 
-def load_prices(config: Config) -> pricing.PriceBook:
-    """The price book and the operator's prices. Raises Refusal."""
-    generated = (files("goosestack") / "prices.json").read_text()
-    path, operators = config.prices_file, ""
-    try:
-        if path.exists() or path != Config().prices_file:  # one that was named must be there
-            operators = path.read_text()
-        return pricing.load(generated, operators)
-    except pricing.PriceError as error:
-        raise Refusal(str(error)) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refusal(f"{path} cannot be read: {error}") from error
-
-
-def providers_of(config: Config) -> dict[str, Provider]:
-    """The providers that are configured, and those that callers may bring their own key for."""
-    openai = frozenset(("openai_chat", "openai_responses", "openai_embeddings"))
-    anthropic = frozenset(("anthropic_messages", "anthropic_count_tokens"))
-    made = [
-        Provider("openai", config.openai_base_url, config.openai_api_key, openai),
-        Provider("anthropic", config.anthropic_base_url + "/v1", config.anthropic_api_key, anthropic),
-        Provider(
-            "openrouter",
-            config.openrouter_base_url,
-            config.openrouter_api_key,
-            openai | {"anthropic_messages"},
-            routes=True,
-            bills_cut_calls=True,
-            reports_cost=True,
-        ),
-    ]
-    if config.litellm_base_url is not None:
-        made.append(
-            Provider(
-                "litellm",
-                config.litellm_base_url,
-                config.litellm_api_key or "sk-none",
-                openai | anthropic,
-                routes=True,
-                bills_cut_calls=True,
-                reports_cost=True,
-            )
-        )
-    return {provider.name: provider for provider in made}
-
-
-def policy_of(config: Config) -> Policy:
-    """What a quote depends on."""
-    whole = ledger.GRAINS["usd_cents"] if config.rounding == "request" else 1
-    return Policy(
-        terms=pricing.Terms(config.markup_percent, whole),
-        default_output_cap=config.default_output_cap,
-        clamp=config.over_cap == "clamp",
-        public_url=config.public_url,
-    )
-
-
-def limits_of(config: Config) -> Limits:
-    """What bounds a request."""
-    return Limits(
-        max_in_flight=config.max_in_flight,
-        max_body_bytes=config.max_body_bytes,
-        body_budget_bytes=max(config.body_budget_bytes, config.max_body_bytes),
-        body_timeout_s=config.body_timeout_s,
-        deadline_s=config.request_deadline_s,
-        grace_s=config.disconnect_grace_s,
-    )
-
-
-def till_of(config: Config) -> StripeTill | None:
-    """The edge to Stripe; None where none is configured. Raises Refusal."""
-    if config.stripe_secret_key is None:
-        return None
-    try:
-        return StripeTill(config.stripe_secret_key, config.stripe_api_base)
-    except ImportError:
-        raise Refusal(
-            "STRIPE_SECRET_KEY is set, and the package `stripe` is missing: install goosestack[stripe]"
-        ) from None
-
-
-def shop_of(config: Config) -> Shop:
-    """What is sold. Raises Refusal where a buyer would be sent nowhere."""
-    live = config.stripe_secret_key is not None and config.stripe_secret_key[3:].startswith("live_")
-    pages = {
-        "CHECKOUT_SUCCESS_URL": config.checkout_success_url or config.public_url,
-        "CHECKOUT_CANCEL_URL": config.checkout_cancel_url or config.public_url,
-        "PORTAL_RETURN_URL": config.portal_return_url or config.public_url,
-    }
-    missing = [name for name, url in pages.items() if url is None]
-    if config.stripe_secret_key is not None and missing:
-        raise Refusal(f"STRIPE_SECRET_KEY is set, so buyers need to be sent somewhere: set PUBLIC_URL or {missing[0]}")
-    success, cancel, portal = (url or "" for url in pages.values())
-    return Shop(
-        terms=Terms(live, config.stripe_pro_price_id, notify=config.notify_webhook_url is not None),
-        topups={topup.cents: topup.cents + topup.bonus for topup in config.topups},
-        secrets=config.stripe_webhook_secret or (),
-        success_url=success,
-        cancel_url=cancel,
-        portal_url=portal,
-    )
-
-
 def selling(
     config: Config, gateway: Gateway, till: Till | None, client: Client
 ) -> tuple[Billing, Cashier | None, Notifier | None]:
     """What sells; what asks Stripe by itself, if there is a till; what tells the operator, if there is an address."""
-    billing, store = Billing(gateway, shop_of(config), till), gateway.store
+    billing, store = Billing(gateway, fitting.shop_of(config), till), gateway.store
     cashier = None if till is None else cashier_of(config, store, till, gateway.alert, billing.sell)
     url, secret = config.notify_webhook_url, config.notify_webhook_secret
     notifier = None if url is None else Notifier(store, client, url, secret, utc_now, config.low_balance_cents)
@@ -391,7 +288,7 @@ def cashier_of(
     config: Config, store: Store, till: Till, alert: Callable[..., None], sell: Sell | None = None
 ) -> Cashier:
     """What asks Stripe by itself."""
-    shop = shop_of(config)
+    shop = fitting.shop_of(config)
     return Cashier(
         store=store,
         till=till,
@@ -402,6 +299,20 @@ def cashier_of(
         sell=sell,
         public_url=config.public_url,
     )
+
+
+async def serve_agents(parts: Parts, client: Client) -> None:
+    """Take vouchers, too: what knows a chain is loaded here, and nowhere else. Raises Refusal."""
+    config, gateway = parts.config, parts.gateway
+    try:
+        from goosestack.drain import opening, paying
+    except ImportError:
+        raise Refusal("PROVIDER_PRIVATE_KEY is set, and its packages are missing: install goosestack[drain]") from None
+    setting = fitting.channels_of(config)
+    sold = [model for _, model in gateway.upstreams.sold(utc_now()[:10])]
+    provider, _ = await opening.open_provider(setting, client, sold, time.time)
+    gateway.vouchers = (paying.Vouchers(provider),)
+    gateway.fundings = (*gateway.fundings, paying.VoucherFunding(provider, parts.store))
 
 
 # --- the application ------------------------------------------------------------------------------------------

@@ -22,7 +22,18 @@ from typing import Any
 import click
 import uvloop
 
-from goosestack import __version__, accounts, admin, app, config as settings, pricing, server, tokenizer, upstream
+from goosestack import (
+    __version__,
+    accounts,
+    admin,
+    app,
+    config as settings,
+    fitting,
+    pricing,
+    server,
+    tokenizer,
+    upstream,
+)
 from goosestack.cashier import Cashier
 from goosestack.config import Config
 from goosestack.errors import NotYet, Refusal
@@ -231,9 +242,9 @@ def prices(model: str | None, as_json: bool) -> None:
     """What is sold, by which provider, at which price (dollars per million tokens, markup included)."""
     config = load()
     with _refusals():
-        book = app.load_prices(config)
-    sold = upstream.Upstreams(app.providers_of(config), book).sold(app.utc_now()[:10])
-    terms = app.policy_of(config).terms
+        book = fitting.load_prices(config)
+    sold = upstream.Upstreams(fitting.providers_of(config), book).sold(app.utc_now()[:10])
+    terms = fitting.policy_of(config).terms
     rows = []
     for provider, entry in sold:
         if model is None or model in (entry.id, *entry.aliases):
@@ -290,7 +301,7 @@ def ask(verb: str, **args: object) -> Any:
     config = load()
 
     def cashier(store: Store) -> Cashier | None:
-        till = app.till_of(config) if verb in ("stripe_reconcile", "stripe_setup") else None
+        till = fitting.till_of(config) if verb in ("stripe_reconcile", "stripe_setup") else None
         return None if till is None else app.cashier_of(config, store, till, _say_alert)
 
     try:

@@ -10,6 +10,9 @@ from __future__ import annotations
 import inspect
 from typing import ClassVar
 
+PAYMENT = "payment_required"
+"""The `type` of what is wrong with a voucher; its code is told in a header, too."""
+
 
 class Problem(Exception):
     """Something went wrong."""
@@ -27,6 +30,8 @@ class Problem(Exception):
         self.facts = facts
         self.message = inspect.cleandoc(type(self).__doc__ or "").replace("\n", " ").format(**facts)
         super().__init__(self.message)
+        if self.type == PAYMENT:
+            self.headers["x-drain-error"] = str(self.openai[1])
         if self.retry is not None:
             self.headers.setdefault("x-should-retry", "true" if self.retry else "false")
 
@@ -142,6 +147,14 @@ class ExceedsDeposit(Problem):
     retry = False
 
 
+class ChannelTooSmall(Problem):
+    """Payment validation failed: insufficient_funds. A channel must have a deposit of {least} micro-USDC at least."""
+
+    status, type = 402, "payment_required"
+    openai, anthropic = ("payment_required", "insufficient_funds"), "billing_error"
+    retry = False
+
+
 class VoucherSignature(Problem):
     """Payment validation failed: invalid_signature. It must be the consumer's own: 65 bytes, with a low s."""
 
@@ -155,6 +168,14 @@ class ChannelClosing(Problem):
 
     status, type = 402, "payment_required"
     openai, anthropic = ("payment_required", "channel_closing"), "billing_error"
+    retry = False
+
+
+class CloseRefused(Problem):
+    """A close of this channel cannot be signed: {reason}"""
+
+    status, type = 409, "channel_busy"
+    openai, anthropic = ("invalid_request_error", "channel_busy"), "invalid_request_error"
     retry = False
 
 
@@ -248,6 +269,13 @@ class ModelNotFound(Problem):
 
     status, type = 404, "not_found"
     openai, anthropic = ("invalid_request_error", "model_not_found"), "not_found_error"
+
+
+class ModelNotSupported(Problem):
+    """The model `{model}` is not sold here{hint}. `GET /v1/pricing` lists what is."""
+
+    status, type = 400, "validation_error"
+    openai, anthropic = ("invalid_request_error", "model_not_supported"), "invalid_request_error"
 
 
 class InsufficientFunds(Problem):

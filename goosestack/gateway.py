@@ -38,6 +38,8 @@ class Gateway(Desk):
     """What `relay` works with, handed over by `app`."""
 
     identifiers: Sequence[Identifier]
+    vouchers: Sequence[Identifier] = ()
+    """Who pays for one request without being a customer: good for what costs something, and for nothing else."""
     fundings: Sequence[Funding]
     """Who pays, in the order in which they are asked."""
     rate_limit: RateLimit
@@ -48,10 +50,11 @@ class Gateway(Desk):
     revoked: dict[str, float] = field(default_factory=dict)
     """Keys that ended a moment ago, and when (loop time): whoever was identified before may still be sending a body."""
 
-    async def identify(self, scope: Scope) -> Principal:
-        """Who calls. Whoever proves nothing is counted by address."""
+    async def identify(self, scope: Scope, *, paid: bool = False) -> Principal:
+        """Who calls, for something that is `paid` or not. Whoever proves nothing is counted by address."""
+        identifiers = (*self.vouchers, *self.identifiers) if paid else self.identifiers
         try:
-            return await identify(self.identifiers, scope["headers"])
+            return await identify(identifiers, scope["headers"])
         except errors.Problem:
             await self.strangers.hit(scope["state"]["address"])
             raise
@@ -60,7 +63,7 @@ class Gateway(Desk):
         """Whether the caller may ask now; the headers that say how much of the rate limit is left."""
         if self.stopping:
             raise errors.ShuttingDown()
-        return await self.rate_limit.hit(caller.key_id)
+        return await self.rate_limit.hit(caller.counted_as)
 
     def payers(self, caller: Principal) -> list[Payer]:
         """Whom the caller can have a request paid by, in the order in which they are asked."""
@@ -138,7 +141,14 @@ def _journal_all(tx: Tx, due: Sequence[tuple[str, Charge]]) -> None:
 
 async def relay(gateway: Gateway, wire: Wire, scope: Scope, receive: Receive) -> Relay:
     """Take one request from its first byte to a task that holds, forwards and settles it. Raises errors.Problem."""
-    caller = await gateway.identify(scope)
+    caller = await gateway.identify(scope, paid=not wire.free)
+    try:
+        return await _relay(gateway, wire, scope, receive, caller)
+    except errors.Problem as problem:
+        raise caller.told(problem) from problem
+
+
+async def _relay(gateway: Gateway, wire: Wire, scope: Scope, receive: Receive, caller: Principal) -> Relay:
     headers = await gateway.admit(caller)
     gateway.make_room(caller, headers)
     own_key = provider_key(scope["headers"])

@@ -6,6 +6,7 @@ a list of them, and a request is paid by the first payer that can hold it. One r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Protocol
@@ -38,6 +39,21 @@ class Payer(Protocol):
         """The account; None where `authorize` opens it."""
         ...
 
+    @property
+    def unit(self) -> str:
+        """What the account is counted in."""
+        ...
+
+    @property
+    def clamps(self) -> bool:
+        """Whether a cap that cannot be afforded is always lowered, whatever the operator's policy is."""
+        ...
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What every answer carries, whatever becomes of the request."""
+        ...
+
     def prices(self, model: Model) -> tuple[Model, Terms]:
         """The model at this payer's prices, and the terms on them. Raises a Problem where it may not be asked for."""
         ...
@@ -62,6 +78,10 @@ class Payer(Protocol):
         """The headers of an answer that say what it cost and what is left."""
         ...
 
+    def around(self, receipt: Settled) -> tuple[bytes, bytes]:
+        """The same for a stream: comments before its last event, and after it."""
+        ...
+
 
 class Funding(Protocol):
     """One kind of payer, of whoever has it."""
@@ -78,9 +98,9 @@ class CreditFunding:
     terms: Terms
     public_url: str | None = None
 
-    def payer(self, caller: Principal) -> Credits:
+    def payer(self, caller: Principal) -> Credits | None:
         """See `Funding.payer`."""
-        return Credits(caller.account_id, self.terms, self.public_url)
+        return None if caller.account_id is None else Credits(caller.account_id, self.terms, self.public_url)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +110,21 @@ class Credits:
     account_id: int
     terms: Terms
     public_url: str | None = None
+
+    @property
+    def unit(self) -> str:
+        """See `Payer.unit`."""
+        return "usd_cents"
+
+    @property
+    def clamps(self) -> bool:
+        """See `Payer.clamps`."""
+        return False
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """See `Payer.headers`."""
+        return {}
 
     def prices(self, model: Model) -> tuple[Model, Terms]:
         """See `Payer.prices`."""
@@ -127,6 +162,16 @@ class Credits:
             "x-goosestack-cost-cents": str(receipt.billed),
             "x-goosestack-balance-cents": str(receipt.balance),
         }
+
+    def around(self, receipt: Settled) -> tuple[bytes, bytes]:
+        """See `Payer.around`."""
+        return comment(self.told(receipt)), b""
+
+
+def comment(told: Mapping[str, str]) -> bytes:
+    """Our headers as a comment in a stream, which clients skip."""
+    text = " ".join(f"{name.removeprefix('x-goosestack-')}={value}" for name, value in told.items())
+    return f": goosestack {text}\n\n".encode()
 
 
 def where_to_pay(public_url: str | None) -> str:

@@ -179,6 +179,9 @@ class Chain:
 
     async def _look(self, channel_id: bytes) -> Channel | None:
         deep, latest = await asyncio.gather(self.buried(channel_id), self.latest(channel_id))
+        if deep is None and latest is not None:  # blocks may have come since the one that counts as the latest
+            self._head = None
+            deep = await self.buried(channel_id)
         if latest is None:
             found = None
         elif deep is None:
