@@ -15,11 +15,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from goosestack import accounts, inbox, ledger
 from goosestack.cashier import Cashier, CashierError
-from goosestack.errors import Refusal, StoreUnavailable
+from goosestack.errors import ChainUnknown, Refusal, StoreUnavailable
 from goosestack.gateway import Gateway
 from goosestack.store import Store, Tx
 from goosestack.store.sqlite import (
@@ -43,13 +43,35 @@ class VerbError(Exception):
     """A verb could not be done; the text says why."""
 
 
+class Channels(Protocol):
+    """What a daemon with DRAIN can be asked."""
+
+    async def status(self) -> dict[str, Any]:
+        """How much there is."""
+        ...
+
+    async def claim(self, *, force: bool) -> dict[str, Any]:
+        """Send what is due, or with `force` whatever is unclaimed."""
+        ...
+
+    async def channels(self) -> list[dict[str, object]]:
+        """Every open channel."""
+        ...
+
+
 class Admin:
     """The verbs, on a store; with the daemon's gateway where there is one, so that a change cuts what it must."""
 
     def __init__(
-        self, store: Store, now: Callable[[], str], gateway: Gateway | None = None, cashier: Cashier | None = None
+        self,
+        store: Store,
+        now: Callable[[], str],
+        gateway: Gateway | None = None,
+        cashier: Cashier | None = None,
+        channels: Channels | None = None,
     ) -> None:
-        self._store, self._now, self._gateway, self._cashier = store, now, gateway, cashier
+        self._store, self._now, self._gateway = store, now, gateway
+        self._cashier, self._channels = cashier, channels
 
     async def call(self, verb: str, args: Mapping[str, Any]) -> Answer:
         """Run a verb by name. Raises VerbError."""
@@ -58,7 +80,7 @@ class Admin:
             raise VerbError(f"there is no verb {verb}")
         try:
             return await method(self, **args)
-        except (accounts.AccountError, ledger.LedgerError, CashierError) as error:
+        except (accounts.AccountError, ledger.LedgerError, CashierError, ChainUnknown) as error:
             raise VerbError(str(error)) from error
         except StoreUnavailable as error:
             raise VerbError(f"the database cannot be written: {error.__cause__ or error}") from error
@@ -125,6 +147,23 @@ class Admin:
             raise VerbError(f"there is no event {event} to review")
         return {"id": event, "reviewed": True}
 
+    async def drain_status(self) -> Answer:
+        """What channels owe and have paid."""
+        return await self._agents().status()
+
+    async def drain_claim(self, force: bool) -> Answer:
+        """Claim what is due."""
+        return await self._agents().claim(force=force)
+
+    async def drain_channels(self) -> Answer:
+        """Every open channel."""
+        return await self._agents().channels()
+
+    def _agents(self) -> Channels:
+        if self._channels is None:
+            raise VerbError("no daemon with DRAIN is running on this database")
+        return self._channels
+
     def _asking_stripe(self) -> Cashier:
         if self._cashier is None:
             raise VerbError("STRIPE_SECRET_KEY is not set")
@@ -145,6 +184,9 @@ VERBS: Mapping[str, Callable[..., Awaitable[Answer]]] = {
     "stripe_setup": Admin.stripe_setup,
     "stripe_reviews": Admin.stripe_reviews,
     "stripe_reviewed": Admin.stripe_reviewed,
+    "drain_status": Admin.drain_status,
+    "drain_claim": Admin.drain_claim,
+    "drain_channels": Admin.drain_channels,
 }
 
 

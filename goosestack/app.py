@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -47,6 +48,9 @@ from goosestack.wire.openai_chat import OpenAIChat
 from goosestack.wire.openai_embeddings import OpenAIEmbeddings
 from goosestack.wire.openai_responses import OpenAIResponses
 
+if TYPE_CHECKING:
+    from goosestack.agents import Agents
+
 WIRES: tuple[Wire, ...] = (
     OpenAIChat(),
     OpenAIResponses(),
@@ -75,6 +79,19 @@ ROUTES: tuple[tuple[str, str, str], ...] = (
     ("GET", "/readyz", "ready"),
     ("GET", "/metrics", "metrics"),
 )
+DRAIN_ROUTES: tuple[tuple[str, str, str], ...] = (
+    ("GET", "/", "root"),
+    ("GET", "/health", "root"),
+    ("GET", "/v1/pricing", "prices"),
+    ("GET", "/v1/docs", "docs"),
+    ("GET", "/api/mcp/providers", "directory"),
+    ("POST", "/v1/close-channel", "close_channel"),
+    ("POST", "/v1/admin/claim", "admin_claim"),
+    ("GET", "/v1/admin/stats", "admin_stats"),
+    ("GET", "/v1/admin/vouchers", "admin_vouchers"),
+)
+"""The same where DRAIN is on: the methods of `Agents`, also in place of ours."""
+
 """Our own endpoints: method, path, and the method of `Api`, or under `/billing` of `Billing`, that answers. The wire
 formats' routes are in `WIRES`; theirs and those of models also answer without `/v1`, and with two of it, since clients
 append it twice."""
@@ -86,6 +103,8 @@ JOBS: tuple[tuple[str, float], ...] = (
     ("top_up", 5.0),
     ("deliver", 2.0),
     ("watch_balances", 30.0),
+    ("claim", 5.0),
+    ("watch_terms", 600.0),
 )
 """What runs every so many seconds beside the requests: methods of `Jobs`."""
 
@@ -123,6 +142,8 @@ class Parts:
     """None where nothing is sold."""
     notifier: Notifier | None
     """None where nobody is to be told."""
+    agents: Agents | None = None
+    """None where no vouchers are taken."""
 
 
 class Jobs:
@@ -165,6 +186,16 @@ class Jobs:
         """Look for balances that have become low."""
         if self._parts.notifier is not None:
             await self._parts.notifier.watch_balances()
+
+    async def claim(self) -> None:
+        """Get channels paid."""
+        if self._parts.agents is not None:
+            await self._parts.agents.collector.turn()
+
+    async def watch_terms(self) -> None:
+        """Read again what the channel contract's owner may have changed."""
+        if self._parts.agents is not None:
+            await self._parts.agents.collector.watch_terms()
 
     async def every(self, name: str, seconds: float) -> None:
         """Run one of them forever; a failure is logged, and the next turn comes."""
@@ -245,7 +276,7 @@ async def _beside(parts: Parts) -> AsyncIterator[None]:
     """The jobs and the operator's socket, until the last relay has settled."""
     jobs = Jobs(parts)
     tasks = [asyncio.create_task(jobs.every(name, seconds)) for name, seconds in JOBS]
-    verbs = admin.Admin(parts.store, utc_now, parts.gateway, parts.cashier)
+    verbs = admin.Admin(parts.store, utc_now, parts.gateway, parts.cashier, parts.agents)
     server = await admin.listen(verbs, parts.config.db_path)
     try:
         yield
@@ -305,14 +336,39 @@ async def serve_agents(parts: Parts, client: Client) -> None:
     """Take vouchers, too: what knows a chain is loaded here, and nowhere else. Raises Refusal."""
     config, gateway = parts.config, parts.gateway
     try:
-        from goosestack.drain import opening, paying
+        from goosestack import agents
+        from goosestack.drain import closing, collecting, opening, paying
     except ImportError:
         raise Refusal("PROVIDER_PRIVATE_KEY is set, and its packages are missing: install goosestack[drain]") from None
     setting = fitting.channels_of(config)
     sold = [model for _, model in gateway.upstreams.sold(utc_now()[:10])]
-    provider, _ = await opening.open_provider(setting, client, sold, time.time)
+    provider, claimer = await opening.open_provider(setting, client, sold, time.time)
+    collector = collecting.Collector(
+        provider=provider,
+        claimer=claimer,
+        store=parts.store,
+        now=utc_now,
+        alert=gateway.alert,
+        token=provider.contract.token,
+        most_fee_bps=config.drain_most_fee_bps,
+        threshold=config.claim_threshold,
+        buffer_s=config.drain_claim_buffer_s,
+        gas_factor=config.claim_gas_factor,
+        coin_price=config.claim_gas_price,
+    )
+    await collector.begin()
     gateway.vouchers = (paying.Vouchers(provider),)
     gateway.fundings = (*gateway.fundings, paying.VoucherFunding(provider, parts.store))
+    parts.agents = agents.Agents(
+        gateway=gateway,
+        provider=provider,
+        collector=collector,
+        closer=closing.Closer(provider, parts.store, config.drain_close_idle_s, utc_now),
+        name=config.provider_name,
+        public_url=config.public_url,
+        admin_token=config.admin_token,
+        closes=RateLimit(agents.CLOSES_PER_HOUR, 3600, "close"),
+    )
 
 
 # --- the application ------------------------------------------------------------------------------------------
@@ -345,6 +401,8 @@ def _paths(wire: Wire) -> list[str]:
 
 def _routes(parts: Parts, wires: Mapping[str, WireEndpoint]) -> Sequence[BaseRoute]:
     routes: list[BaseRoute] = [Route(path, endpoint, methods=["POST"]) for path, endpoint in wires.items()]
+    if parts.agents is not None:
+        routes += [Route(path, getattr(parts.agents, name), methods=[method]) for method, path, name in DRAIN_ROUTES]
     for method, path, name in ROUTES:
         paths = [path, path.removeprefix("/v1")] if path.startswith("/v1/models") else [path]
         owner = parts.billing if path.startswith("/billing/") else parts.api

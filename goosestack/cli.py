@@ -474,6 +474,43 @@ def stripe_reviews(event: str | None, as_json: bool) -> None:
     _print(found, as_json, text or "nothing to review")
 
 
+# --- DRAIN ----------------------------------------------------------------------------------------------------
+
+
+@main.group("drain")
+def drain_group() -> None:
+    """Channels that agents pay from, in the running daemon."""
+
+
+@drain_group.command("status")
+@JSON
+def drain_status(as_json: bool) -> None:
+    """Show what there is to claim, and why no voucher is taken where that is so."""
+    found = ask("drain_status")
+    _print(found, as_json, "\n".join(f"{name}: {value}" for name, value in found.items()))
+
+
+@drain_group.command("claim")
+@click.option("--force", is_flag=True, help="Whatever is unclaimed, if it is worth its gas.")
+@JSON
+def drain_claim(force: bool, as_json: bool) -> None:
+    """Send the next claim that is due; the others follow, one after the other."""
+    done = ask("drain_claim", force=force)
+    _print(done, as_json, "\n".join(done["transactions"]) or "nothing was sent")
+
+
+@drain_group.command("channels")
+@JSON
+def drain_channels(as_json: bool) -> None:
+    """List open channels, in micro-USDC."""
+    found = ask("drain_channels")
+    lines = [
+        f"{one['channelId']}  charged {one['charged']}  claimed {one['claimed']}  of {one['deposit']}  {one['state']}"
+        for one in found
+    ]
+    _print(found, as_json, "\n".join(lines) or "no channel is open")
+
+
 # --- books, backup, restore -----------------------------------------------------------------------------------
 
 

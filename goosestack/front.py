@@ -28,7 +28,9 @@ ASGI = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MOST_HEADER_BYTES = 32 * 1024
 MOST_HEADERS = 100
-_OWN = frozenset(("", "/", "/health", "/readyz", "/metrics", "/pricing", "/keys", "/usage", "/holds"))
+_OWN = frozenset(
+    ("", "/", "/health", "/readyz", "/metrics", "/pricing", "/keys", "/usage", "/holds", "/docs", "/close-channel")
+)
 
 
 class WireEndpoint:
@@ -161,7 +163,7 @@ def _check_size(headers: Sequence[tuple[bytes, bytes]]) -> None:
 def dialect(scope: Scope) -> str:
     """Whose envelope an error has: the vendor's on its routes, ours on ours; Anthropic's where its version is sent."""
     path = scope["path"].removeprefix("/v1").removeprefix("/v1")
-    if path.rstrip("/") in _OWN or path.startswith(("/keys/", "/holds/", "/billing/")):
+    if path.rstrip("/") in _OWN or path.startswith(("/keys/", "/holds/", "/billing/", "/admin/", "/api/")):
         return "ours"
     if any(name == b"anthropic-version" for name, _ in scope["headers"]):
         return "anthropic"

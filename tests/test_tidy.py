@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("relay",),
     ("gateway", "cashier"),
     ("admin", "api", "billing", "front"),
-    ("fitting",),
+    ("agents", "fitting"),
     ("app",),
     ("server",),
     ("cli",),
@@ -52,8 +52,8 @@ FAMILIES: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ("rpc", "vouchers"),
         ("chain",),
         ("books", "claiming"),
-        ("paying",),
-        ("opening",),
+        ("claims", "paying"),
+        ("closing", "collecting", "opening"),
     ),
     "store": (("", "migrations"), ("sqlite",)),
     "demo": (
@@ -195,7 +195,7 @@ def test_the_database_is_spoken_to_in_the_store_alone() -> None:
 
 
 def test_the_web_framework_stays_at_the_door() -> None:
-    assert tops(importers_of("starlette")) <= {"app", "api", "billing", "front", "web"}
+    assert tops(importers_of("starlette")) <= {"agents", "app", "api", "billing", "front", "web"}
     assert tops(importers_of("uvicorn")) == {"server"}
 
 

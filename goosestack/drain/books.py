@@ -117,7 +117,8 @@ def see(tx: Tx, domain: Domain, channel: Channel, now: str) -> Standing:
     elif channel.claimed > found.accepted:  # paid by vouchers that were lost: what they bought is gone with them
         lost = channel.claimed - found.accepted
         tx.execute(
-            "UPDATE drain_channels SET base = base + ?, accepted = accepted + ? WHERE id = ?", (lost, lost, found.id)
+            "UPDATE drain_channels SET base = base + ?, accepted = accepted + ?, claimed = ? WHERE id = ?",
+            (lost, lost, channel.claimed, found.id),
         )
     standing = find(tx, domain, channel.id)
     assert standing is not None

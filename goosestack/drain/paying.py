@@ -42,8 +42,8 @@ class Provider:
     """How long a channel must last on: the longest request, and the time that a claim may take."""
     clock: Callable[[], float]
     """Unix seconds."""
-    trouble: str | None = None
-    """Why no voucher is taken just now: for the operator's log."""
+    troubles: dict[str, str] = field(default_factory=dict)
+    """Why no voucher is taken just now, by kind: for the operator."""
     hints: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -99,8 +99,8 @@ class Vouchers:
     async def identify(self, credential: str) -> Agent:
         """See `Identifier.identify`. Raises what is wrong with the voucher, or ChainUnknown."""
         provider, voucher = self._provider, parse_voucher(credential)
-        if provider.trouble is not None:
-            raise unknown(provider.trouble, 30)
+        if provider.troubles:
+            raise unknown("; ".join(provider.troubles.values()), 30)
         channel, now = await asyncio.gather(provider.chain.channel(voucher.channel_id), provider.now())
         channel = check(voucher, channel, provider.domain, provider.signer.address, until=now + provider.least_s)
         if channel.deposit < provider.least_deposit:

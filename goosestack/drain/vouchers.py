@@ -32,6 +32,8 @@ _SIGNATURE = re.compile(r"0x([0-9a-fA-F]{2})+")
 _DOMAIN_TYPE = keccak256(b"EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)")
 _VOUCHER_TYPE = keccak256(b"Voucher(bytes32 channelId,uint256 amount,uint256 nonce)")
 _CLOSE_TYPE = keccak256(b"CloseAuthorization(bytes32 channelId,uint256 finalAmount)")
+_CLOSE_REQUEST_TYPE = keccak256(b"CloseRequest(bytes32 channelId)")
+"""Ours, not the protocol's: no contract knows it."""
 _NAME, _VERSION = keccak256(b"DrainChannel"), keccak256(b"1")
 
 
@@ -118,6 +120,10 @@ class Domain:
     def close_digest(self, channel_id: bytes, final_amount: int) -> bytes:
         """What the provider signs to let a channel be closed at once."""
         return self._digest(_CLOSE_TYPE + channel_id + word(final_amount))
+
+    def close_request_digest(self, channel_id: bytes) -> bytes:
+        """What the consumer signs to show that it is their own wish to close."""
+        return self._digest(_CLOSE_REQUEST_TYPE + channel_id)
 
     def _digest(self, struct: bytes) -> bytes:
         return keccak256(b"\x19\x01" + self.separator + keccak256(struct))
