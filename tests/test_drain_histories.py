@@ -41,6 +41,7 @@ steps = st.lists(
         st.tuples(st.just("crash")),
         st.tuples(st.just("lose everything")),
     ),
+    min_size=5,
     max_size=40,
 )
 
@@ -183,8 +184,13 @@ LATE_AND_LARGE = [
 """A voucher of a high amount and a low nonce is still needed after a claim of a lower one."""
 
 
+CLOSED_TOO_EARLY = [("ask", 6, 1, 2, 0), ("close",), ("settle", 0, 2), ("close",), ("ask", 9, 2, 1, 0)]
+"""A close that is asked for while a request is in flight."""
+
+
 @example(LATE_AND_LARGE)
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@example(CLOSED_TOO_EARLY)
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(steps)
 def test_what_was_charged_was_signed_for_and_can_be_claimed(history: list[tuple[Any, ...]]) -> None:
     world = History()
