@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from goosestack.errors import Problem
 from goosestack.ledger import open_account
 from goosestack.plans import Membership
 from goosestack.store import Tx
@@ -33,10 +34,19 @@ class Principal:
     user_id: str
     key_id: str | None
     """None where it was no key that proved it."""
-    account_id: int
-    """The account in `usd_cents`."""
+    account_id: int | None
+    """The account in `usd_cents`; None where nothing is paid from it, and no plan counts."""
     member: Membership | None = None
     """The plan that they have now; None where plans do not count."""
+
+    @property
+    def counted_as(self) -> str:
+        """The name under which requests are counted."""
+        return self.user_id if self.key_id is None else self.key_id
+
+    def told(self, problem: Problem) -> Problem:
+        """What this kind of caller reads of a failure."""
+        return problem
 
 
 def new_id(prefix: str) -> str:
@@ -60,9 +70,9 @@ def hash_key(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def create_user(tx: Tx, email: str, now: str) -> str:
-    """Make a user with an empty account in `usd_cents`; the answer is its id."""
-    user_id = new_id("usr_")
+def create_user(tx: Tx, email: str, now: str, user_id: str | None = None) -> str:
+    """Make a user with an empty account in `usd_cents`, under a new id where none is given; the answer is its id."""
+    user_id = new_id("usr_") if user_id is None else user_id
     tx.execute("INSERT INTO users (id, email, created_at) VALUES (?, ?, ?)", (user_id, email, now))
     open_account(tx, user_id, "usd_cents", now)
     return user_id

@@ -13,11 +13,11 @@ import time
 import unicodedata
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from goosestack import accounts, allowance, inbox, ledger, meters, plans as planning
 from goosestack.cashier import Cashier, CashierError, Unreachable
-from goosestack.errors import Refusal, StoreUnavailable
+from goosestack.errors import ChainUnknown, Refusal, StoreUnavailable
 from goosestack.gateway import Gateway
 from goosestack.plans import Plans
 from goosestack.store import Store, Tx, backup as copies
@@ -44,6 +44,22 @@ class NotNow(VerbError):
     """It could not be done just now: what is in the way passes by itself."""
 
 
+class Channels(Protocol):
+    """What a daemon with DRAIN can be asked."""
+
+    async def status(self) -> dict[str, Any]:
+        """How much there is."""
+        ...
+
+    async def claim(self, *, force: bool) -> dict[str, Any]:
+        """Send what is due, or with `force` whatever is unclaimed."""
+        ...
+
+    async def channels(self) -> list[dict[str, object]]:
+        """Every open channel."""
+        ...
+
+
 class Admin:
     """The verbs, on a store; with the daemon's gateway where there is one, so that a change cuts what it must."""
 
@@ -54,8 +70,10 @@ class Admin:
         plans: Plans | None = None,
         gateway: Gateway | None = None,
         cashier: Cashier | None = None,
+        channels: Channels | None = None,
     ) -> None:
-        self._store, self._now, self._gateway, self._cashier = store, now, gateway, cashier
+        self._store, self._now, self._gateway = store, now, gateway
+        self._cashier, self._channels = cashier, channels
         self._plans = Plans() if plans is None else plans
 
     async def call(self, verb: str, args: Mapping[str, Any]) -> Answer:
@@ -74,6 +92,7 @@ class Admin:
             meters.MeterError,
             planning.PlanError,
             CashierError,
+            ChainUnknown,
         ) as error:
             raise VerbError(str(error)) from error
         except StoreUnavailable as error:
@@ -173,6 +192,23 @@ class Admin:
         if not await self._store.write(inbox.reviewed, event):
             raise VerbError(f"there is no event {event} to review")
         return {"id": event, "reviewed": True}
+
+    async def drain_status(self) -> Answer:
+        """What channels owe and have paid."""
+        return await self._agents().status()
+
+    async def drain_claim(self, force: bool) -> Answer:
+        """Claim what is due."""
+        return await self._agents().claim(force=force)
+
+    async def drain_channels(self) -> Answer:
+        """Every open channel."""
+        return await self._agents().channels()
+
+    def _agents(self) -> Channels:
+        if self._channels is None:
+            raise VerbError("no daemon with DRAIN is running on this database")
+        return self._channels
 
     def _asking_stripe(self) -> Cashier:
         if self._cashier is None:

@@ -1,13 +1,13 @@
-"""Who calls: one credential, whichever of the two headers it comes in, and the identifiers that can prove it."""
+"""Who calls: one credential, in whichever header it comes, and the identifiers that can prove it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from goosestack.accounts import Principal, find_principal, hash_key
-from goosestack.errors import CredentialConflict, Invalid, NotAuthenticated
+from goosestack.accounts import KEY_PREFIX, Principal, find_principal, hash_key
+from goosestack.errors import CredentialConflict, Invalid, NotAuthenticated, Problem
 from goosestack.store import Store
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
@@ -21,6 +21,18 @@ _PROVIDER_KEY = re.compile(r"[\x21-\x7e]{8,512}")
 
 class Identifier(Protocol):
     """One way to prove who calls."""
+
+    def credential(self, headers: RawHeaders) -> str | None:
+        """What may be a credential of this kind; None where there is none. Raises CredentialConflict."""
+        ...
+
+    def owns(self, credential: str) -> bool:
+        """Whether it is meant as one, good or bad: SDKs send a placeholder where they are given no key."""
+        ...
+
+    def missing(self) -> Problem:
+        """What is told where no credential of any kind was sent, and this is the first kind to ask for."""
+        ...
 
     async def identify(self, credential: str) -> Principal | None:
         """Whom the credential stands for; None where it is not of this kind, or proves nothing."""
@@ -37,6 +49,18 @@ class Keys:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._known: dict[str, Principal] = {}
+
+    def credential(self, headers: RawHeaders) -> str | None:
+        """See `Identifier.credential`."""
+        return credential(headers)
+
+    def owns(self, credential: str) -> bool:
+        """See `Identifier.owns`."""
+        return credential.startswith(KEY_PREFIX)
+
+    def missing(self) -> Problem:
+        """See `Identifier.missing`."""
+        return NotAuthenticated()
 
     async def identify(self, credential: str) -> Principal | None:
         """See `Identifier.identify`. A key that was good is remembered until it is revoked, by its whole hash."""
@@ -78,14 +102,19 @@ def credential(headers: RawHeaders) -> str | None:
     return found.pop() if found else None
 
 
-async def identify(identifiers: Iterable[Identifier], headers: RawHeaders) -> Principal:
-    """The proven caller. Raises NotAuthenticated or CredentialConflict."""
-    found = credential(headers)
-    if found is not None:
-        for identifier in identifiers:
-            principal = await identifier.identify(found)
-            if principal is not None:
-                return principal
+async def identify(identifiers: Sequence[Identifier], headers: RawHeaders) -> Principal:
+    """The proven caller. Raises NotAuthenticated, CredentialConflict, or what the first identifier says is missing."""
+    sent = [(each, text) for each in identifiers if (text := each.credential(headers)) is not None]
+    if not sent:
+        raise identifiers[0].missing()
+    if len({text for _, text in sent}) > 1:
+        sent = [(each, text) for each, text in sent if each.owns(text)]
+        if len({text for _, text in sent}) > 1:
+            raise CredentialConflict()
+    for identifier, text in sent:
+        principal = await identifier.identify(text)
+        if principal is not None:
+            return principal
     raise NotAuthenticated()
 
 

@@ -141,9 +141,11 @@ def next_payer(made: Bid, policy: Policy, today: str) -> bool:
 def price(made: Bid, policy: Policy, today: str) -> None:
     """Set what the payer must hold at least, and at most, for the demand."""
     call = made.call
+    assert made.payer is not None and made.offer.model is not None
+    _refuse_unpriced(call, made.payer.prices(made.offer.model)[0], today)
     made.at_most, made.nanos = quote(made, made.demand, today)
     made.at_least = made.at_most
-    if call.cap_field is not None and (call.cap is None or policy.clamp):
+    if call.cap_field is not None and (call.cap is None or policy.clamp or made.payer.clamps):
         least = replace(made.demand, output=min(LEAST_OUTPUT, made.cap) * call.answers)
         made.at_least, _ = quote(made, least, today)
 

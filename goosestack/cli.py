@@ -244,9 +244,9 @@ def prices(model: str | None, as_json: bool) -> None:
     """What is sold, by which provider, at which price (dollars per million tokens, markup included)."""
     config = load()
     with _refusals():
-        book = app.load_prices(config)
-    sold = upstream.Upstreams(app.providers_of(config), book).sold(app.utc_now()[:10])
-    terms = app.policy_of(config).terms
+        book = wiring.load_prices(config)
+    sold = upstream.Upstreams(wiring.providers_of(config), book).sold(app.utc_now()[:10])
+    terms = wiring.policy_of(config).terms
     rows = []
     for provider, entry in sold:
         if model is None or model in (entry.id, *entry.aliases):
@@ -316,8 +316,8 @@ def ask_all(verb: str, **args: object) -> Iterator[Any]:
 
 def _asked(config: Config, verb: str, args: Mapping[str, object]) -> Any:
     def cashier(store: Store) -> Cashier | None:
-        till = app.till_of(config) if verb in ("stripe_reconcile", "stripe_setup") else None
-        return None if till is None else app.cashier_of(config, _plans(config), store, till, _say_alert)
+        till = wiring.till_of(config) if verb in ("stripe_reconcile", "stripe_setup") else None
+        return None if till is None else wiring.cashier_of(config, _plans(config), store, till, app.utc_now, _say_alert)
 
     try:
         with _refusals():
@@ -503,7 +503,7 @@ def stripe_reviews(event: str | None, as_json: bool) -> None:
 
 
 def _plans(config: Config) -> Plans:
-    return wiring.load_plans(config, app.load_prices(config))
+    return wiring.load_plans(config, wiring.load_prices(config))
 
 
 @main.group("plans", invoke_without_command=True)
@@ -625,6 +625,43 @@ def meters_replay(sink: str, since: str, force: bool, as_json: bool) -> None:
     """Report everything again that settled since a time, to a receiver that has lost it. Never to Stripe."""
     done = ask("meters_replay", sink=sink, since=_time(since), force=force)
     _print(done, as_json, f"{done['rows']} requests are reported to {sink} again")
+
+
+# --- DRAIN ----------------------------------------------------------------------------------------------------
+
+
+@main.group("drain")
+def drain_group() -> None:
+    """Channels that agents pay from, in the running daemon."""
+
+
+@drain_group.command("status")
+@JSON
+def drain_status(as_json: bool) -> None:
+    """Show what there is to claim, and why no voucher is taken where that is so."""
+    found = ask("drain_status")
+    _print(found, as_json, "\n".join(f"{name}: {value}" for name, value in found.items()))
+
+
+@drain_group.command("claim")
+@click.option("--force", is_flag=True, help="Whatever is unclaimed, if it is worth its gas.")
+@JSON
+def drain_claim(force: bool, as_json: bool) -> None:
+    """Send the next claim that is due; the others follow, one after the other."""
+    done = ask("drain_claim", force=force)
+    _print(done, as_json, "\n".join(done["transactions"]) or "nothing was sent")
+
+
+@drain_group.command("channels")
+@JSON
+def drain_channels(as_json: bool) -> None:
+    """List open channels, in micro-USDC."""
+    found = ask("drain_channels")
+    lines = [
+        f"{one['channelId']}  charged {one['charged']}  claimed {one['claimed']}  of {one['deposit']}  {one['state']}"
+        for one in found
+    ]
+    _print(found, as_json, "\n".join(lines) or "no channel is open")
 
 
 # --- books, backup, restore -----------------------------------------------------------------------------------

@@ -241,16 +241,19 @@ def _page(value: str) -> str:
     return _key(value)
 
 
-def _stripe_key(value: str) -> str:
-    if re.fullmatch(r"(sk|rk)_(test|live)_\w{8,}", value, re.ASCII) is None:
-        raise _Bad("must begin with sk_test_, sk_live_, rk_test_ or rk_live_")
-    return value
+def _matching(pattern: str, why: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if re.fullmatch(pattern, value, re.ASCII) is None:
+            raise _Bad(why)
+        return value
+
+    return parse
 
 
-def _stripe_price(value: str) -> str:
-    if re.fullmatch(r"price_\w+", value, re.ASCII) is None:
-        raise _Bad("must be the id of a price, which begins with price_")
-    return value
+_stripe_key = _matching(r"(sk|rk)_(test|live)_\w{8,}", "must begin with sk_test_, sk_live_, rk_test_ or rk_live_")
+_stripe_price = _matching(r"price_\w+", "must be the id of a price, which begins with price_")
+_private_key = _matching(r"(0x)?[0-9a-fA-F]{64}", "must be 64 hexadecimal digits")
+_contract = _matching(r"0x[0-9a-fA-F]{40}", "must be 0x and 40 hexadecimal digits")
 
 
 def _webhook_secrets(value: str) -> tuple[str, ...]:
@@ -258,6 +261,13 @@ def _webhook_secrets(value: str) -> tuple[str, ...]:
     if not 1 <= len(secrets) <= 2 or any(re.fullmatch(r"whsec_[\x21-\x7e]{24,}", each) is None for each in secrets):
         raise _Bad("must be a secret that begins with whsec_, or two with a comma while one replaces the other")
     return secrets
+
+
+def _addresses(value: str) -> tuple[str, ...]:
+    found = tuple(_url(each.strip()) for each in value.split(","))
+    if len(set(found)) < len(found):
+        raise _Bad("must not name an address twice")
+    return found
 
 
 def _notice_secret(value: str) -> str:
@@ -450,6 +460,42 @@ class Config:
     meter_webhook_secret: str | None = option(
         "Metering", None, _secret, "What it is signed with: whsec_ and base64.", secret=True
     )
+    provider_private_key: str | None = option(
+        "DRAIN", None, _private_key, "The wallet that channels pay; sell by vouchers to agents.", secret=True
+    )
+    provider_name: str = option("DRAIN", "GooseStack", _text, "What agents read as our name.")
+    chain_id: str = option("DRAIN", "137", _choice("137", "80002"), "Polygon, or its testnet Amoy.")
+    drain_contract: str | None = option("DRAIN", None, _contract, "Another channel contract than DRAIN's V2.")
+    drain_rpc_url: tuple[str, ...] | None = option(
+        "DRAIN", None, _addresses, "Nodes of that chain, with commas; the first that answers counts.", secret=True
+    )
+    drain_confirmations: int = option(
+        "DRAIN", "16", _integer(0, 1_000), "Blocks on top of a channel, or a claim, for it to count."
+    )
+    drain_cache_s: int = option("DRAIN", "60", _integer(0, 3_600), "How long a channel that was read is not read anew.")
+    drain_most_fee_bps: int = option(
+        "DRAIN", "500", _integer(0, 1_000), "The most that the contract may take, in hundredths of a percent."
+    )
+    drain_least_deposit: int = option(
+        "DRAIN", "100000", _integer(1, 10**12), "The least deposit that is served, in micro-USDC."
+    )
+    drain_claim_buffer_s: int = option(
+        "DRAIN", "3600", _integer(1, 30 * 86_400), "Before a channel's expiry: claim it, and serve it no longer."
+    )
+    drain_close_idle_s: int = option(
+        "DRAIN", "60", _integer(0, 86_400), "How long a channel is unused before a close is signed for anybody."
+    )
+    claim_threshold: int = option(
+        "DRAIN", "10000000", _integer(1, 10**12), "Micro-USDC of a channel that are unclaimed when they are claimed."
+    )
+    claim_gas_factor: int = option("DRAIN", "2", _integer(0, 1_000), "A claim must bring so many times its gas.")
+    claim_gas_price: int = option(
+        "DRAIN", "500000", _integer(0, 10**12), "Micro-USDC for one coin of the chain (POL), for that comparison."
+    )
+    claim_least_tip_gwei: int = option("DRAIN", "30", _integer(0, 100_000), "The least tip of a claim.")
+    claim_most_fee_gwei: int = option("DRAIN", "1000", _integer(1, 1_000_000), "The most for a unit of gas.")
+    drain_prices: Mapping[str, int] = field(default_factory=dict)
+    """By `<MODEL>_INPUT` and `<MODEL>_OUTPUT`: settings `PRICE_...`, whose names nobody can list here."""
 
     signup: str = option("Limits", "open", _choice("open", "closed"), "Whether anyone may make a key (with no credit).")
     signups_per_hour: int = option("Limits", "3", _integer(0, 1_000_000), "New users an hour for one address.")
@@ -476,7 +522,7 @@ class Config:
 
 def options() -> tuple[Field[Any], ...]:
     """The declarations, in order."""
-    return fields(Config)
+    return tuple(entry for entry in fields(Config) if entry.metadata)
 
 
 def setting(entry: Field[Any]) -> str:
@@ -512,7 +558,22 @@ def load(environ: Mapping[str, str], directory: Path = Path()) -> Config:
             raise Refusal(f"{name} has a value that makes no sense") from None
     if "litellm_api_key" in values and "litellm_base_url" not in values:
         raise Refusal("LITELLM_API_KEY is set, and LITELLM_BASE_URL, where it would be sent to, is not")
-    return Config(**values)
+    return Config(**values, drain_prices=_drain_prices({**stored, **environ}))
+
+
+_PRICE = re.compile(r"PRICE_([A-Z0-9]+_(?:INPUT|OUTPUT))")
+
+
+def _drain_prices(environ: Mapping[str, str | None]) -> dict[str, int]:
+    found = {}
+    for name, raw in environ.items():
+        match = _PRICE.fullmatch(name)
+        if match is not None and raw is not None and raw.strip():
+            try:
+                found[match.group(1)] = _integer(1, 10_000_000)(raw.strip())
+            except _Bad as bad:
+                raise Refusal(f"{name} {bad}") from None
+    return found
 
 
 def _dotenv(path: Path) -> dict[str, str]:

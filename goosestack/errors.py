@@ -10,6 +10,9 @@ from __future__ import annotations
 import inspect
 from typing import ClassVar
 
+PAYMENT = "payment_required"
+"""The `type` of what is wrong with a voucher; its code is told in a header, too."""
+
 
 class Problem(Exception):
     """Something went wrong."""
@@ -27,6 +30,8 @@ class Problem(Exception):
         self.facts = facts
         self.message = inspect.cleandoc(type(self).__doc__ or "").replace("\n", " ").format(**facts)
         super().__init__(self.message)
+        if self.type == PAYMENT:
+            self.headers["x-drain-error"] = str(self.openai[1])
         if self.retry is not None:
             self.headers.setdefault("x-should-retry", "true" if self.retry else "false")
 
@@ -99,6 +104,93 @@ class SignInUnavailable(Problem):
 
     status, type = 503, "overloaded_error"
     openai, anthropic = ("service_unavailable_error", "sign_in_unavailable"), "overloaded_error"
+
+
+class VoucherRequired(Problem):
+    """Payment required: send a voucher in `X-DRAIN-Voucher`. `GET /v1/docs` says how."""
+
+    status, type = 402, "payment_required"
+    openai, anthropic = ("payment_required", "voucher_required"), "billing_error"
+    retry = False
+
+
+class VoucherMalformed(Problem):
+    """`X-DRAIN-Voucher` must be a JSON object of strings: channelId, amount, nonce, signature."""
+
+    status, type = 402, "payment_required"
+    openai, anthropic = ("payment_required", "invalid_voucher_format"), "billing_error"
+    retry = False
+
+
+class ChainUnknown(Problem):
+    """The state of this payment channel cannot be read from the chain just now; nothing was sent, nothing charged."""
+
+    status, type = 503, "overloaded_error"
+    openai, anthropic = ("service_unavailable_error", "chain_unknown"), "overloaded_error"
+
+
+class ChannelNotFound(Problem):
+    """Payment validation failed: channel_not_found. The contract has no open channel with this id."""
+
+    status, type = 402, "payment_required"
+    openai, anthropic = ("payment_required", "channel_not_found"), "billing_error"
+    retry = False
+
+
+class WrongProvider(Problem):
+    """Payment validation failed: wrong_provider. This channel pays somebody else."""
+
+    status, type = 402, "payment_required"
+    openai, anthropic = ("payment_required", "wrong_provider"), "billing_error"
+    retry = False
+
+
+class ChannelExpired(Problem):
+    """Payment validation failed: channel_expired. It ends too soon to be claimed; open another."""
+
+    status, type = 402, "payment_required"
+    openai, anthropic = ("payment_required", "channel_expired"), "billing_error"
+    retry = False
+
+
+class ExceedsDeposit(Problem):
+    """Payment validation failed: exceeds_deposit. The amount is more than the channel holds."""
+
+    status, type = 402, "payment_required"
+    openai, anthropic = ("payment_required", "exceeds_deposit"), "billing_error"
+    retry = False
+
+
+class ChannelTooSmall(Problem):
+    """Payment validation failed: insufficient_funds. A channel must have a deposit of {least} micro-USDC at least."""
+
+    status, type = 402, "payment_required"
+    openai, anthropic = ("payment_required", "insufficient_funds"), "billing_error"
+    retry = False
+
+
+class VoucherSignature(Problem):
+    """Payment validation failed: invalid_signature. It must be the consumer's own: 65 bytes, with a low s."""
+
+    status, type = 402, "payment_required"
+    openai, anthropic = ("payment_required", "invalid_signature"), "billing_error"
+    retry = False
+
+
+class ChannelClosing(Problem):
+    """Payment validation failed: channel_closing. Its close has been signed; open another."""
+
+    status, type = 402, "payment_required"
+    openai, anthropic = ("payment_required", "channel_closing"), "billing_error"
+    retry = False
+
+
+class CloseRefused(Problem):
+    """A close of this channel cannot be signed: {reason}"""
+
+    status, type = 409, "channel_busy"
+    openai, anthropic = ("invalid_request_error", "channel_busy"), "invalid_request_error"
+    retry = False
 
 
 class NotPermitted(Problem):
@@ -218,11 +310,35 @@ class CapReached(Problem):
     retry = False
 
 
+class ModelNotSupported(Problem):
+    """The model `{model}` is not sold here{hint}. `GET /v1/pricing` lists what is."""
+
+    status, type = 400, "validation_error"
+    openai, anthropic = ("invalid_request_error", "model_not_supported"), "invalid_request_error"
+
+
 class InsufficientFunds(Problem):
     """Not enough credits: this request needs up to {required}, and {available} is available. {affordable}{where}"""
 
     status, type = 402, "insufficient_credits"
     openai, anthropic = ("insufficient_quota", "insufficient_balance"), "billing_error"
+    retry = False
+
+
+class InvalidNonce(Problem):
+    """Payment validation failed: invalid_nonce. It was used before, or is not above the last one charged."""
+
+    status, type = 402, "payment_required"
+    openai, anthropic = ("payment_required", "invalid_nonce"), "billing_error"
+    retry = False
+
+
+class VoucherFunds(Problem):
+    """Payment validation failed: insufficient_funds. This request needs {required} micro-USDC, and the voucher
+    has {provided} left."""
+
+    status, type = 402, "payment_required"
+    openai, anthropic = ("payment_required", "insufficient_funds"), "billing_error"
     retry = False
 
 

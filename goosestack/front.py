@@ -28,8 +28,10 @@ ASGI = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MOST_HEADER_BYTES = 32 * 1024
 MOST_HEADERS = 100
-_CREDENTIALS = (b"authorization", b"x-api-key")
-_OWN = frozenset(("", "/", "/health", "/readyz", "/metrics", "/pricing", "/keys", "/usage", "/holds"))
+_CREDENTIALS = (b"authorization", b"x-api-key", b"x-drain-voucher", b"x-payment-voucher")
+_OWN = frozenset(
+    ("", "/", "/health", "/readyz", "/metrics", "/pricing", "/keys", "/usage", "/holds", "/docs", "/close-channel")
+)
 
 
 class WireEndpoint:
@@ -164,7 +166,7 @@ def _check_size(headers: Sequence[tuple[bytes, bytes]]) -> None:
 def dialect(scope: Scope) -> str:
     """Whose envelope an error has: the vendor's on its routes, ours on ours; Anthropic's where its version is sent."""
     path = scope["path"].removeprefix("/v1").removeprefix("/v1")
-    if path.rstrip("/") in _OWN or path.startswith(("/keys/", "/holds/", "/billing/")):
+    if path.rstrip("/") in _OWN or path.startswith(("/keys/", "/holds/", "/billing/", "/admin/", "/api/")):
         return "ours"
     if any(name == b"anthropic-version" for name, _ in scope["headers"]):
         return "anthropic"

@@ -40,6 +40,8 @@ class Gateway(Desk):
     """What `relay` works with, handed over by `app`."""
 
     identifiers: Sequence[Identifier]
+    vouchers: Sequence[Identifier] = ()
+    """Who pays for one request without being a customer: good for what costs something, and for nothing else."""
     fundings: Sequence[Funding]
     """Who pays, in the order in which they are asked."""
     rate_limit: RateLimit
@@ -55,20 +57,21 @@ class Gateway(Desk):
     revoked: dict[str, float] = field(default_factory=dict)
     """Keys that ended a moment ago, and when (loop time): whoever was identified before may still be sending a body."""
 
-    async def identify(self, scope: Scope) -> Principal:
-        """Who calls, and which plan they have. Whoever proves nothing is counted by address."""
+    async def identify(self, scope: Scope, *, paid: bool = False) -> Principal:
+        """Who calls, for what is `paid` or not, and by which plan. Whoever proves nothing is counted by address."""
+        identifiers = (*self.vouchers, *self.identifiers) if paid else self.identifiers
         try:
-            caller = await identify(self.identifiers, scope["headers"])
+            caller = await identify(identifiers, scope["headers"])
         except errors.Problem:
             await self.strangers.hit(scope["state"]["address"])
             raise
-        if self.plan_table is not None:
+        if self.plan_table is not None and caller.account_id is not None:
             await self.plan_table.look(caller)
         return self.with_plan(caller)
 
     def with_plan(self, caller: Principal) -> Principal:
-        """The caller, with the plan that they have now, where plans count."""
-        if self.plans is None:
+        """The caller, with the plan that they have now, where plans count and for whoever can have one."""
+        if self.plans is None or caller.account_id is None:
             return caller
         return replace(caller, member=self.store.peek(plans.of_user, self.plans, caller.user_id, self.now()))
 
@@ -77,9 +80,7 @@ class Gateway(Desk):
         if self.stopping:
             raise errors.ShuttingDown()
         limit = self.rate_limit_of(caller)
-        if limit is self.rate_limit and caller.key_id is not None:
-            return await limit.hit(caller.key_id)
-        return await limit.hit(caller.user_id)
+        return await limit.hit(caller.counted_as if limit is self.rate_limit else caller.user_id)
 
     def rate_limit_of(self, caller: Principal) -> RateLimit:
         """The caller's plan's, where it names one: for all of a user's keys together. Else that of every key."""
@@ -173,7 +174,14 @@ def _journal_all(tx: Tx, due: Sequence[tuple[str, Charge]]) -> None:
 
 async def relay(gateway: Gateway, wire: Wire, scope: Scope, receive: Receive) -> Relay:
     """Take one request from its first byte to a task that holds, forwards and settles it. Raises errors.Problem."""
-    caller = await gateway.identify(scope)
+    caller = await gateway.identify(scope, paid=not wire.free)
+    try:
+        return await _relay(gateway, wire, scope, receive, caller)
+    except errors.Problem as problem:
+        raise caller.told(problem) from problem
+
+
+async def _relay(gateway: Gateway, wire: Wire, scope: Scope, receive: Receive, caller: Principal) -> Relay:
     headers = await gateway.admit(caller)
     gateway.make_room(caller, headers)
     own_key = provider_key(scope["headers"])

@@ -10,6 +10,7 @@ a list of them, and a request is paid by the first payer that can hold it. One r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Protocol
@@ -52,6 +53,16 @@ class Payer(Protocol):
         """Raise a Problem where this payer does not pay for this model."""
         ...
 
+    @property
+    def clamps(self) -> bool:
+        """Whether a cap that cannot be afforded is always lowered, whatever the operator's policy is."""
+        ...
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What every answer carries, whatever becomes of the request."""
+        ...
+
     def prices(self, model: Model) -> tuple[Model, Terms]:
         """The model at this payer's prices, and the terms on them; also of another than was asked for."""
         ...
@@ -76,6 +87,10 @@ class Payer(Protocol):
         """The headers of an answer that say what it cost and what is left."""
         ...
 
+    def around(self, receipt: Settled) -> tuple[bytes, bytes]:
+        """The same for a stream: comments before its last event, and after it."""
+        ...
+
 
 class Funding(Protocol):
     """One kind of payer, of whoever has it."""
@@ -85,6 +100,36 @@ class Funding(Protocol):
         ...
 
 
+class _OfUsers(Protocol):
+    """What the payers of users have in common, and one that pays by itself has not."""
+
+    __slots__ = ()
+
+    @property
+    def clamps(self) -> bool:
+        """See `Payer.clamps`."""
+        return False
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """See `Payer.headers`."""
+        return {}
+
+    def around(self, receipt: Settled) -> tuple[bytes, bytes]:
+        """See `Payer.around`."""
+        return comment(self.told(receipt)), b""
+
+    def told(self, receipt: Settled) -> dict[str, str]:
+        """See `Payer.told`."""
+        ...
+
+
+def comment(told: Mapping[str, str]) -> bytes:
+    """Our headers as a comment in a stream, which clients skip."""
+    text = " ".join(f"{name.removeprefix('x-goosestack-')}={value}" for name, value in told.items())
+    return f": goosestack {text}\n\n".encode()
+
+
 @dataclass(frozen=True, slots=True)
 class CreditFunding:
     """Prepaid credits, which every user has an account of."""
@@ -92,13 +137,13 @@ class CreditFunding:
     terms: Terms
     public_url: str | None = None
 
-    def payer(self, caller: Principal) -> Credits:
+    def payer(self, caller: Principal) -> Credits | None:
         """See `Funding.payer`."""
-        return Credits(caller.account_id, self.terms, self.public_url)
+        return None if caller.account_id is None else Credits(caller.account_id, self.terms, self.public_url)
 
 
 @dataclass(frozen=True, slots=True)
-class Credits:
+class Credits(_OfUsers):
     """A user's account in `usd_cents`. A grain is a nanodollar."""
 
     account_id: int
@@ -180,7 +225,7 @@ class OverageFunding:
 
 
 @dataclass(frozen=True, slots=True)
-class _Planned:
+class _Planned(_OfUsers):
     """What the two have in common. Which plan counts is looked up again where the hold is made."""
 
     user_id: str

@@ -18,6 +18,7 @@ from goosestack.http import Answer, Broken, Client, Exchange, Lost, NotSent
 from goosestack.ledger import Authorized, Charge, NewHold, Settled
 from goosestack.logs import Log, redact_bytes
 from goosestack.metrics import Metrics
+from goosestack.payers import comment
 from goosestack.store import Store
 from goosestack.stream import Deadline, Pipe, surely
 from goosestack.tokenizer import Tokenizer
@@ -213,6 +214,7 @@ class Relay:
             answers.append(answer)
 
         verb = ledger.authorize if payer is None else payer.authorize
+        self.headers.update({} if payer is None else payer.headers)
         await surely(desk.store.write(verb, hold, at_least, bid.at_most, born_at(self.id)), note)
         return answers[0]
 
@@ -296,7 +298,9 @@ class Relay:
             await self._settle(charge, "upstream_error" if failed else "completed")
         finally:  # what is paid for is delivered, also where a stop comes in between
             if self.receipt is not None:
-                self.pipe.put_now(self._comment() + (self._failure(last) if failed else last), self._loop.time())
+                before, after = self._around()
+                end = self._failure(last) if failed else last
+                self.pipe.put_now(before + end + after, self._loop.time())
 
     async def _refuse(self, answer: Answer) -> None:
         """The provider refused: nothing is charged, and the caller learns what concerns the caller."""
@@ -532,9 +536,11 @@ class Relay:
             return {}
         return FREE if payer is None else payer.told(receipt)
 
-    def _comment(self) -> bytes:
-        told = " ".join(f"{name.removeprefix('x-goosestack-')}={value}" for name, value in self._cost_headers().items())
-        return f": goosestack {told}\n\n".encode()
+    def _around(self) -> tuple[bytes, bytes]:
+        receipt, payer = self.receipt, self.bid.payer
+        if payer is None or not isinstance(receipt, Settled):
+            return comment(self._cost_headers()), b""
+        return payer.around(receipt)
 
     # --- the end ---
 
@@ -559,15 +565,17 @@ class Relay:
         if charge.estimated:
             metrics.estimates.add((provider,))
         if isinstance(receipt, Settled):
-            metrics.charged(provider, charge.counts[0], charge.counts[1], self._cents(receipt))
+            metrics.charged(provider, charge.counts[0], charge.counts[1], self._billed().get("usd_cents", 0))
             if receipt.shortfall > 0:
                 tokens = self.bid.payer is not None and self.bid.payer.unit == "tokens"
                 metrics.shortfalls.add((provider,), 0 if tokens else receipt.shortfall)
                 self.desk.alert("shortfall", request_id=self.id, **{"tokens" if tokens else "nanos": receipt.shortfall})
 
-    def _cents(self, receipt: Settled) -> int:
-        """What was billed, where it is money."""
-        return receipt.billed if self.bid.payer is not None and self.bid.payer.unit == "usd_cents" else 0
+    def _billed(self) -> dict[str, int]:
+        """Units billed, by what they are."""
+        if not isinstance(self.receipt, Settled):
+            return {}
+        return {"usd_cents" if self.bid.payer is None else self.bid.payer.unit: self.receipt.billed}
 
     def _log(self) -> None:
         desk, bid, receipt = self.desk, self.bid, self.receipt
@@ -592,7 +600,8 @@ class Relay:
             ms=round(1000 * took),
             first_ms=None if first is None else round(1000 * first),
             cost_usd=None if settled is None else pricing.dollars(settled.nanos),
-            cost_cents=None if settled is None else self._cents(settled),
+            cost_cents=self._billed().get("usd_cents"),
+            cost_usdc_micro=self._billed().get("usdc_micro"),
         )
 
     def log_fault(self, error: BaseException) -> None:

@@ -30,7 +30,8 @@ from yarl import URL
 
 from goosestack import plans
 from goosestack.accounts import Principal, ensure_identity, find_identity
-from goosestack.errors import SignInUnavailable, TokenExpired
+from goosestack.auth import RawHeaders, credential as one_credential
+from goosestack.errors import NotAuthenticated, Problem, SignInUnavailable, TokenExpired
 from goosestack.http import Broken, Client, Lost, NotSent
 from goosestack.plans import Plans
 from goosestack.store import Store
@@ -241,6 +242,18 @@ class Supabase:
         self._anonymous, self._check, self._now, self._clock = anonymous, check, now, clock
         self._plan = plan
         self._known: dict[bytes, _Known] = {}
+
+    def credential(self, headers: RawHeaders) -> str | None:
+        """See `Identifier.credential`."""
+        return one_credential(headers)
+
+    def owns(self, credential: str) -> bool:
+        """See `Identifier.owns`: three parts, of which only a token consists."""
+        return credential.count(".") == 2
+
+    def missing(self) -> Problem:
+        """See `Identifier.missing`."""
+        return NotAuthenticated()
 
     async def identify(self, credential: str) -> Principal | None:
         """See `auth.Identifier.identify`. Raises TokenExpired or SignInUnavailable."""

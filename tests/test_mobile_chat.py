@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from goosestack import pricing
-from goosestack.app import mobile_chat_of, providers_of
 from goosestack.config import Config, load
 from goosestack.errors import Invalid, Refusal
 from goosestack.upstream import Upstreams
 from goosestack.wire import Body
+from goosestack.wiring import mobile_chat_of, providers_of
 from tests.asking import Reply, ask, directed, opened
 from tests.test_serve import refusal
 from tests.world import Customer, World

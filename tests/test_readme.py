@@ -139,11 +139,11 @@ def test_the_table_of_metrics_is_what_is_exposed() -> None:
 
 def test_the_table_of_routes_is_what_the_application_serves() -> None:
     wires = [*(f"POST /v1{wire.path}" for wire in app.WIRES), f"POST {mobile_chat.ROUTE}"]
-    own = [f"{method} {path.replace(':path', '')}" for method, path, _ in app.ROUTES]
+    own = {f"{method} {path.replace(':path', '')}" for method, path, _ in (*app.ROUTES, *app.DRAIN_ROUTES)}
     found = rows("route")
-    assert sorted(names(row[0])[0] for row in found) == sorted(wires + own)
+    assert sorted(names(row[0])[0] for row in found) == sorted([*wires, *own])
     operators = {names(row[0])[0] for row in found if row[1] == "operator"}
-    assert operators == {"GET /readyz", "GET /metrics"}
+    assert operators == {"GET /readyz", "GET /metrics"} | {name for name in own if "/admin/" in name}
 
 
 def test_the_table_of_headers_is_what_browsers_may_see() -> None:
@@ -152,7 +152,7 @@ def test_the_table_of_headers_is_what_browsers_may_see() -> None:
 
 def test_the_table_of_alerts_is_what_the_code_tells() -> None:
     kinds = set()
-    for path in (ROOT / "goosestack").glob("*.py"):
+    for path in (ROOT / "goosestack").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             match node:
                 case ast.Call(func=ast.Attribute(attr="alert"), args=[ast.Constant(value=kind), *_]):

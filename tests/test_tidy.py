@@ -25,12 +25,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("config", "wire", "store", "http", "logs", "metrics", "stream", "stripe_facts"),
     ("ledger", "notices", "plans", "pricing", "tokenizer", "demo", "facts", "till"),
     ("accounts", "allowance", "limits", "sinks", "upstream"),
-    ("auth", "meters", "payers", "payments", "plan_table", "supabase", "usage"),
-    ("autotopup", "bidding", "subscriptions"),
+    ("auth", "meters", "payers", "payments", "plan_table", "usage"),
+    ("autotopup", "bidding", "drain", "subscriptions", "supabase"),
     ("costing", "inbox"),
     ("relay",),
     ("gateway", "cashier"),
-    ("admin", "api", "billing", "front", "wiring"),
+    ("admin", "api", "billing", "front"),
+    ("agents",),
+    ("wiring",),
     ("app",),
     ("server",),
     ("cli",),
@@ -45,6 +47,15 @@ FAMILIES: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ("parts",),
         ("openai_chat", "openai_responses", "openai_embeddings", "anthropic_messages"),
         ("mobile_chat",),
+    ),
+    "drain": (
+        ("", "prices", "signing"),
+        ("abi",),
+        ("rpc", "vouchers"),
+        ("chain",),
+        ("books", "claiming"),
+        ("claims", "paying"),
+        ("closing", "collecting", "opening"),
     ),
     "store": (("", "migrations"), ("sqlite",), ("backup",)),
     "sinks": (("",), ("openmeter", "stripe_meter", "supabase", "webhook")),
@@ -72,10 +83,10 @@ FAMILIES: Mapping[str, tuple[tuple[str, ...], ...]] = {
 """The same inside each folder."""
 
 LONG_FILES: Mapping[str, str] = {
+    "goosestack/admin.py": "every verb of the operator, and how it is reached",
     "goosestack/cli.py": "every command, each a few lines",
     "goosestack/api.py": "the small endpoints, each a few lines",
     "goosestack/config.py": "every setting, once",
-    "goosestack/app.py": "the whole wiring: every route, every job, every part",
     "goosestack/relay.py": "the life of a hold, top to bottom",
     "goosestack/ledger.py": "the heart in one piece: verbs and their check",
     "goosestack/stripe_facts.py": "every object of Stripe's that says something: its shape, and how it is read",
@@ -189,8 +200,19 @@ def test_the_database_is_spoken_to_in_the_store_alone() -> None:
 
 
 def test_the_web_framework_stays_at_the_door() -> None:
-    assert tops(importers_of("starlette")) <= {"app", "api", "billing", "front", "web"}
+    assert tops(importers_of("starlette")) <= {"agents", "app", "api", "billing", "front", "web"}
     assert tops(importers_of("uvicorn")) == {"server"}
+
+
+def test_chains_are_known_in_one_folder() -> None:
+    libraries = ("coincurve", "eth_account", "eth_hash", "eth_keys", "eth_utils", "web3")
+    assert tops({name for library in libraries for name in importers_of(library)}) == {"drain"}
+
+
+def test_nothing_of_chains_is_loaded_where_drain_is_off() -> None:
+    ask = "import sys, goosestack.cli; print(*sorted({'coincurve', 'eth_account', 'eth_hash'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
 
 
 def test_requests_leave_through_one_client() -> None:

@@ -337,4 +337,65 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (user_id, set_by)
     ) STRICT;
     """,
+    """
+    -- DRAIN: channels of one contract on one chain, what their consumers have signed, and our claims of it. Amounts are
+    -- micro-USDC, addresses and ids hex digits in lower case, expiry and fees as the chain counts them.
+    CREATE TABLE drain_channels (
+        id              INTEGER PRIMARY KEY,
+        chain_id        INTEGER NOT NULL,
+        contract        TEXT NOT NULL,
+        channel         TEXT NOT NULL,
+        account_id      INTEGER NOT NULL UNIQUE REFERENCES accounts (id),
+        consumer        TEXT NOT NULL,
+        deposit         INTEGER NOT NULL CHECK (deposit > 0),
+        expiry          INTEGER NOT NULL,
+        base            INTEGER NOT NULL CHECK (base >= 0),     -- what was claimed of vouchers that are not here
+        accepted        INTEGER NOT NULL,                       -- the highest amount: base and all top-ups
+        claimed         INTEGER NOT NULL CHECK (claimed >= 0),  -- by a buried block
+        closing         INTEGER CHECK (closing >= 0),           -- the one amount of a signed close
+        gone_at         TEXT,                                   -- when the contract had it no more
+        created_at      TEXT NOT NULL,
+        used_at         TEXT NOT NULL,
+        UNIQUE (chain_id, contract, channel),
+        CHECK (base <= accepted AND accepted <= deposit)
+    ) STRICT;
+    CREATE INDEX drain_channels_open ON drain_channels (id) WHERE gone_at IS NULL;
+
+    CREATE TABLE drain_vouchers (
+        channel_id  INTEGER NOT NULL REFERENCES drain_channels (id),
+        nonce       INTEGER NOT NULL,
+        amount      INTEGER NOT NULL,
+        signature   TEXT NOT NULL,
+        hold_id     TEXT NOT NULL REFERENCES usage_log (id),    -- the request that it paid for last
+        received_at TEXT NOT NULL,
+        PRIMARY KEY (channel_id, nonce, amount)
+    ) STRICT;
+    CREATE INDEX drain_vouchers_by_amount ON drain_vouchers (channel_id, amount);
+
+    CREATE TABLE drain_claims (
+        id         INTEGER PRIMARY KEY,
+        channel_id INTEGER NOT NULL REFERENCES drain_channels (id),
+        amount     INTEGER NOT NULL,
+        nonce      INTEGER NOT NULL,
+        signature  TEXT NOT NULL,
+        tx_nonce   INTEGER NOT NULL,
+        status     TEXT NOT NULL CHECK (status IN ('sent', 'confirmed', 'failed')),
+        reason     TEXT NOT NULL DEFAULT '',
+        created_at TEXT NOT NULL,
+        updated_at TEXT NOT NULL
+    ) STRICT;
+    CREATE UNIQUE INDEX drain_claims_under_way ON drain_claims (status) WHERE status = 'sent';  -- one at a time
+    CREATE INDEX drain_claims_by_channel ON drain_claims (channel_id);
+
+    CREATE TABLE drain_transactions (
+        hash     TEXT PRIMARY KEY,
+        claim_id INTEGER NOT NULL REFERENCES drain_claims (id),
+        raw      TEXT NOT NULL,
+        gas      INTEGER NOT NULL,
+        max_fee  INTEGER NOT NULL,
+        tip      INTEGER NOT NULL,
+        made_at  TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX drain_transactions_by_claim ON drain_transactions (claim_id);
+    """,
 )
