@@ -239,8 +239,8 @@ class Twin:
             return self._refused(verb)
         try:
             found = verb()
-        except LedgerError as error:
-            raise AssertionError(f"refused ({error}), where {expected} was to be expected") from error
+        except (LedgerError, sqlite3.Error) as error:
+            raise AssertionError(f"refused ({error!r}), where {expected} was to be expected") from error
         assert found == expected, f"answered {found}, where {expected} was to be expected"
         return found
 
@@ -253,6 +253,8 @@ class Twin:
             self.db.execute("ROLLBACK TO verb")
             self.db.execute("RELEASE verb")
             return Refused
+        except sqlite3.Error as error:
+            raise AssertionError(f"failed ({error!r}), where it was to be refused") from error
         raise AssertionError(f"answered {found}, where it was to be refused")
 
     # --- the verbs ---
@@ -328,13 +330,13 @@ class Twin:
     def compare_accounts(self) -> None:
         """Every account stands as the model says, and as the promises say."""
         rows = self.db.execute("SELECT balance, carry, held, debt FROM accounts ORDER BY id").fetchall()
-        for row, here in zip(rows, self.model.accounts, strict=True):
-            _compare(row, here)
+        for number, (row, here) in enumerate(zip(rows, self.model.accounts, strict=True)):
+            _compare(number, row, here)
 
     def compare_account(self, account: int) -> None:
         """The same of one."""
         row = self.db.execute("SELECT balance, carry, held, debt FROM accounts WHERE id = ?", (self.ids[account],))
-        _compare(row.fetchone(), self.model.accounts[account])
+        _compare(account, row.fetchone(), self.model.accounts[account])
 
     def compare_rows(self) -> None:
         """Every hold stands as the model says, and there are no other rows."""
@@ -345,17 +347,21 @@ class Twin:
             expected.append((name, hold.status, hold.held, progress, int(hold.estimated)))
             if hold.corrected:
                 expected.append((f"{name}.c", "settled", 0, None, 0))
-        assert rows == expected
+        differing = [pair for pair in zip(rows, expected, strict=False) if pair[0] != pair[1]]
+        assert rows == expected, (
+            f"of {len(rows)} rows and {len(expected)} expected, the first to differ: {differing[:1]}"
+        )
 
     def check(self) -> None:
         """The ledger's own checks find nothing."""
-        assert ledger.check(self.db, full=False).wrong == []
-        assert ledger.check(self.db, full=True).wrong == []
+        for full in (False, True):
+            wrong = ledger.check(self.db, full=full).wrong
+            assert wrong == [], wrong
 
 
-def _compare(row: tuple[int, int, int, int], here: Account) -> None:
-    balance, carry, held, debt = row
-    assert (balance, held, debt) == (here.balance, here.held, here.debt)
-    assert not debt or here.available < here.grain, "what could be taken back was not"
-    assert carry == here.billed * here.grain - here.charged
-    assert 0 <= carry < here.grain and here.available >= 0
+def _compare(number: int, row: tuple[int, int, int, int], here: Account) -> None:
+    """Balance, carry, held and debt."""
+    expected = (here.balance, here.billed * here.grain - here.charged, here.held, here.debt)
+    assert row == expected, f"account {number} stands at {row}, where {expected} was to be expected"
+    assert not here.debt or here.available < here.grain, f"account {number} owes {here.debt}, and has {here.available}"
+    assert 0 <= row[1] < here.grain and here.available >= 0, f"account {number}: {here}"

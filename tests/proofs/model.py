@@ -159,10 +159,10 @@ class Life:
         grain = self.twin.model.accounts[account].grain
         return self.one_of(self.below(3 * grain + 2), self.below(10), grain * self.below(4))
 
-    def name(self) -> str:
+    def name(self, number: int) -> str:
         """Of a hold of late, or of none."""
         recent = self.below(25)
-        return self.names[-1 - recent] if recent < min(24, len(self.names)) else "none"
+        return self.names[-1 - recent] if recent < min(24, len(self.names)) else f"none{number}"
 
     def payment(self, number: int, account: int) -> tuple[int, str, int]:
         """One of late: its account (mostly), its ref and what is granted for it now."""
@@ -209,7 +209,7 @@ class Life:
     def authorize(self, number: int, account: int) -> object:
         most = self.amount(account)
         least = self.one_of(most, self.below(most + 1), most, self.below(most + 1), most + 1)
-        name = f"r{number:07}" if self.random.random() < 0.95 else self.name()
+        name = f"r{number:07}" if self.random.random() < 0.95 else self.name(number)
         if self.random.random() < 0.03:
             answer = self.twin.authorize(name, None, 0, 0)
         else:
@@ -218,15 +218,15 @@ class Life:
             self.names.append(name)
         return answer
 
-    def journal(self, _number: int, account: int) -> object:
-        name = self.name()
+    def journal(self, number: int, account: int) -> object:
+        name = self.name(number)
         return self.twin.journal(name, min(self.amount(account), held(self.twin, name)))
 
-    def settle(self, _number: int, account: int) -> object:
-        return self.settled(self.name(), self.amount(account), estimated=False)
+    def settle(self, number: int, account: int) -> object:
+        return self.settled(self.name(number), self.amount(account), estimated=False)
 
-    def estimate(self, _number: int, account: int) -> object:
-        name = self.name()
+    def estimate(self, number: int, account: int) -> object:
+        name = self.name(number)
         return self.settled(name, min(self.amount(account), held(self.twin, name)), estimated=True)
 
     def settled(self, name: str, cost: int, *, estimated: bool) -> object:
@@ -239,8 +239,8 @@ class Life:
         self.met["left over from an earlier period"] += hold.account > DAVE and hold.account != self.tokens
         return self.touching(hold.account, answer)
 
-    def release(self, _number: int, _account: int) -> object:
-        name = self.name()
+    def release(self, number: int, _account: int) -> object:
+        name = self.name(number)
         hold = self.twin.model.holds.get(name)
         answer = self.twin.release(name)
         return answer if hold is None or hold.account is None else self.touching(hold.account, answer)
