@@ -22,7 +22,7 @@ from pathlib import Path
 from random import Random
 
 from tests.proofs.crew import crew
-from tests.proofs.proof import Attempt, Proof
+from tests.proofs.proof import Attempt, Proof, Refuted
 from tests.proofs.recording import Cut, Event, Made, Removed, Said, Sync, Write, installed, record
 from tests.proofs.trading import Verdict, recovered
 
@@ -237,8 +237,11 @@ class Loss:
     def __call__(self) -> Found:
         """Record, and play it again."""
         random = Random(self.seed)
-        with tempfile.TemporaryDirectory(dir=self.folder) as home:
-            events = self.recorded(random, Path(home))
+        try:
+            with tempfile.TemporaryDirectory(dir=self.folder) as home:
+                events = self.recorded(random, Path(home))
+        except Refuted as refuted:
+            return Found(self.hasty, story=str(refuted))
         memory = Path("/dev/shm")
         with (
             tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else self.folder) as home,

@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.proofs.proof import Refuted
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 CALLS = (
     "open,openat,openat2,creat,write,pwrite64,writev,pwritev,pwritev2,ftruncate,truncate,fallocate,fsync,fdatasync,"
@@ -74,7 +76,8 @@ def record(command: Sequence[str], folder: Path, names: frozenset[str], killed: 
     strace = ["strace", "-f", "--seccomp-bpf", "-y", "-xx", "-s", "1000000", "-e", f"trace={CALLS}", "-o", str(log)]
     there = {path.name for path in folder.iterdir()} & names
     done = subprocess.run([*strace, sys.executable, "-m", *command], cwd=ROOT, capture_output=True, check=False)
-    assert done.returncode == (-9 if killed else 0), done.stderr.decode()
+    if done.returncode != (-9 if killed else 0):
+        raise Refuted(f"the program ended by itself, with {done.returncode}: {done.stderr.decode()[-500:]}")
     with log.open() as lines:
         events = list(_events(_calls(lines), folder.resolve(), names, there))
     log.unlink()

@@ -67,6 +67,7 @@ async def trade(path: Path, seed: int, *pragmas: str, rounds: int = FOR_EVER, cl
     )
     if not close:
         os.kill(os.getpid(), signal.SIGKILL)
+    say("closing")
     await store.close()
     lock.release()
 
