@@ -25,7 +25,6 @@ from goosestack.store import Tx, backup
 from goosestack.store.sqlite import Lock, SqliteStore
 
 NOW = "2026-11-21T12:00:00.000Z"
-USERS = [f"user{number}" for number in range(4)]
 
 
 def say(*words: object) -> None:

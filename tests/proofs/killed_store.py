@@ -28,11 +28,11 @@ from tests.proofs.trading import FOR_EVER, Verdict, recovered, trade
 
 LIFE = 24
 """Kills of the processes of one database."""
-ANSWERS = 700
+ANSWERS = 1_000
 """A trade is killed after so many at most, and as likely after any fewer."""
 EARLY = ("wal_autocheckpoint = 8",)
 """Makes the store come to checkpoints all the time."""
-KINDS = ("trade", "recovery", "trade", "closing", "trade", "recovery", "trade", "trade")
+KINDS = ("trade", "recovery", "recovery", "trade", "closing", "trade", "recovery", "trade")
 """Where the kill is to come, one after another."""
 CLOSING_S = 0.005
 ANSWERED = (b"entry", b"due", b"held", b"seen", b"released", b"estimated", b"settled")
@@ -50,8 +50,11 @@ class Found:
 
 def run(attempt: Attempt) -> None:
     """One database after another, until there were enough kills and enough answers."""
-    attempt.expect("killed in the trade", "killed in a recovery", "killed in a checkpoint", "killed in the closing")
-    attempt.expect("log not empty", "holds resolved")
+    attempt.expect(
+        "killed in the trade", "killed in a recovery", "killed in a checkpoint", "log not empty", "holds resolved"
+    )
+    if attempt.full:  # it is a matter of milliseconds, and may not be met at once
+        attempt.expect("killed in the closing")
     cycles = min(LIFE, attempt.goal["cycles"] // 2)
     jobs = []
     for _ in range(2 * attempt.goal["cycles"] // cycles):  # twice as many, for where answers come slowly
@@ -99,7 +102,7 @@ class Life:
             found.met.update(met)
             found.met["holds resolved"] += verdict.resolved > 0
             if worker.strange or verdict.wrong or verdict.lost:
-                found.story = f"kill {cycle + 1} of {home}, in {', '.join(met) or kind}: {told(worker, lines, verdict)}"
+                found.story = f"kill {cycle + 1} in {home} ({', '.join(met)}): {told(worker, lines, verdict)}"
                 return found
         shutil.rmtree(home)
         return found
@@ -141,7 +144,7 @@ class Worker:
         opened = time.monotonic()
         match kind:
             case "recovery":
-                time.sleep(random.random() * opening_s)
+                time.sleep(random.random() * 0.8 * opening_s)  # the rest of it is the check of the books
             case "closing":
                 self.hear(b"closing\n")
                 time.sleep(random.random() * CLOSING_S)
