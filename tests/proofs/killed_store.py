@@ -18,6 +18,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -55,23 +56,21 @@ def run(attempt: Attempt) -> None:
     )
     if attempt.full:  # it is a matter of milliseconds, and may not be met at once
         attempt.expect("killed in the closing")
-    cycles = min(LIFE, attempt.goal["cycles"] // 2)
-    jobs = []
-    for _ in range(2 * attempt.goal["cycles"] // cycles):  # twice as many, for where answers come slowly
-        jobs.append(Life(attempt.random.getrandbits(64), attempt.folder, cycles))
-    with crew(call, jobs) as found:
+    with crew(lives(attempt)) as found:
         for each in found:
             attempt.must(each.story is None, str(each.story))
             attempt.count("cycles", each.cycles)
             attempt.count("answers", each.answers)
             for danger, times in each.met.items():
                 attempt.meet(danger, times)
-            if all(attempt.reached[what] >= target for what, target in attempt.goal.items()):
-                return
 
 
-def call(job: Life) -> Found:
-    return job()
+def lives(attempt: Attempt) -> Iterator[Life]:
+    cycles = min(LIFE, attempt.goal["cycles"] // 2)
+    begun = 0
+    while begun < attempt.goal["cycles"] or attempt.reached["answers"] < attempt.goal["answers"]:
+        begun += cycles
+        yield Life(attempt.random.getrandbits(64), attempt.folder, cycles)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ A seed repeats a run exactly.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
@@ -47,32 +47,26 @@ class Found:
 
 
 def run(attempt: Attempt) -> None:
-    """Lives and inventions, in turn, until there are enough of both."""
+    """Lives and inventions, until there are enough of both."""
     attempt.expect(*(f"{verb} done" for verb in VERBS), "owing")
     attempt.expect(*(f"{verb} refused" for verb in VERBS if verb not in NEVER_REFUSED))
     attempt.expect("authorize unaffordable", "correct done", "left over from an earlier period")
-    seed = partial(attempt.random.getrandbits, 64)
-    jobs: list[Callable[[], Found]] = [Invention(seed()) for _ in range(inventions(attempt.goal["hypothesis steps"]))]
-    jobs += [Simulation(seed(), LIFE) for _ in range(-(-attempt.goal["operations"] // LIFE))]
-    attempt.random.shuffle(jobs)
-    jobs += [Invention(seed()) for _ in range(len(jobs))]  # where some were short
-    with crew(call, jobs) as answers:
+    with crew(jobs(attempt)) as answers:
         for found in answers:
             attempt.must(found.story is None, str(found.story))
             attempt.count(found.what, found.number)
             for danger, times in found.met.items():
                 attempt.meet(danger, times)
-            if all(attempt.reached[what] >= target for what, target in attempt.goal.items()):
-                return
 
 
-def inventions(steps: int) -> int:
-    """How many it takes, if none is short."""
-    return -(-steps // (EXAMPLES * STEPS))
-
-
-def call(job: Callable[[], Found]) -> Found:
-    return job()
+def jobs(attempt: Attempt) -> Iterator[Callable[[], Found]]:
+    """Inventions and lives; and more inventions, where some were short."""
+    seed = partial(attempt.random.getrandbits, 64)
+    steps, operations = attempt.goal["hypothesis steps"], attempt.goal["operations"]
+    yield from (Invention(seed()) for _ in range(-(-steps // (EXAMPLES * STEPS))))
+    yield from (Simulation(seed(), LIFE) for _ in range(-(-operations // LIFE)))
+    while attempt.reached["hypothesis steps"] < steps:
+        yield Invention(seed())
 
 
 # --- simulated lives ------------------------------------------------------------------------------------------
@@ -402,7 +396,7 @@ class Invention:
 PROOF = Proof(
     name="model",
     claim="the ledger's SQL answers as an independent model predicts, whatever is asked in whatever order",
-    short={"operations": 10_000, "hypothesis steps": 500},
+    short={"operations": 10_000, "hypothesis steps": 400},
     full={"operations": 20_000_000, "hypothesis steps": 250_000},
     run=run,
     limit_s=(60, 3_600),

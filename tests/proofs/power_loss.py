@@ -73,7 +73,7 @@ def run(attempt: Attempt) -> None:
         states = max(40, min(STATES, round(target * LOSING)))
         jobs.append(Loss(job.seed + 1, attempt.folder, states, 6, HASTY, hasty=True))
     distinct = answers = losing = lossy = 0
-    with crew(call, jobs) as found:
+    with crew(jobs) as found:
         for each in found:
             attempt.must(each.story is None, str(each.story))
             if each.hasty:
@@ -87,10 +87,6 @@ def run(attempt: Attempt) -> None:
                 attempt.meet(danger, times)
     attempt.figure(f"{distinct:,} of the states differ; {answers:,} answers looked for in them, none lost")
     attempt.figure(f"with synchronous=NORMAL {losing:,} of {lossy:,} states lose what was answered")
-
-
-def call(job: Loss) -> Found:
-    return job()
 
 
 # --- a disk ---------------------------------------------------------------------------------------------------
