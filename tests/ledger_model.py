@@ -2,8 +2,9 @@
 
 An account is three sums (what was entered, what was charged, what is held), its unit, and what is to be taken back of
 what was entered for a ref; everything else follows. The balance bills the charges rounded up, the carry is what that
-rounding took too much, available is what nobody has a claim on. `Twin` puts the same question to the model and to the
-real SQL, and fails where they differ.
+rounding took too much, available is what nobody has a claim on. A plan's period has an account of its own, that a
+request of the period opens and that is granted by a due. `Twin` puts the same question to the model and to the real
+SQL, and fails where they differ.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from goosestack import ledger
+from goosestack import allowance, ledger
 from goosestack.ledger import COUNTS, Charge, LedgerError, NewHold
+from goosestack.plans import Membership, Period, Plan
 from goosestack.store.migrations import MIGRATIONS
 
 NOW = "2026-11-21T12:00:00.000Z"
 ACCOUNTS = (("alice", "usd_cents"), ("alice", "tokens"), ("bob", "usd_cents"), ("dave", "usdc_micro"))
+"""Whose they are, and in which unit, of those that are open from the beginning."""
 GRAIN = {"usd_cents": 10_000_000, "usdc_micro": 1_000, "tokens": 1}
 MOST = 100_000_000_000
 
@@ -36,11 +39,13 @@ class Account:
     held: int = 0
     """Grains."""
     dues: dict[str, Due] = field(default_factory=dict)
-    """By ref, the oldest first."""
+    """By ref."""
+    owing: list[Due] = field(default_factory=list)
+    """Those of them of which something is to be taken back, the oldest first."""
 
     @property
     def debt(self) -> int:
-        return sum(due.posted - due.target for due in self.dues.values())
+        return sum(due.posted - due.target for due in self.owing)
 
     @property
     def billed(self) -> int:
@@ -62,14 +67,17 @@ class Account:
 
     def pay_debts(self) -> None:
         """Whole units of what is available go to what is owed."""
-        for due in self.dues.values():
+        for due in self.owing:
             paid = min(due.posted - due.target, self.available // self.grain)
             due.posted -= paid
             self.entered -= paid
+        self.owing = [due for due in self.owing if due.posted > due.target]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Due:
+    number: int
+    """In the order in which they began."""
     target: int = 0
     posted: int = 0
 
@@ -94,6 +102,10 @@ class Model:
     accounts: list[Account]
     holds: dict[str, Hold] = field(default_factory=dict)
     posted: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+    payer_of: dict[str, int] = field(default_factory=dict)
+    """Whose a due is, by its ref."""
+    periods: dict[tuple[str, str], int] = field(default_factory=dict)
+    """The account of a user's period."""
     process: int = 1
 
     def available(self, account: int | None) -> int:
@@ -116,16 +128,25 @@ class Model:
     def bring(self, account: int, ref: str, target: int) -> int:
         """What is owed of the due afterwards."""
         here = self.accounts[account]
-        if not 0 <= target <= MOST or any(ref in other.dues for other in self.accounts if other is not here):
+        if not 0 <= target <= MOST or self.payer_of.get(ref, account) != account:
             raise Refused
-        due = here.dues.get(ref, Due())
+        due = here.dues.get(ref) or Due(len(self.payer_of))
         lacking = max(0, target - due.posted)
         if here.balance + lacking > MOST:
             raise Refused
-        here.dues[ref] = due
+        here.dues[ref], self.payer_of[ref] = due, account
         due.target, due.posted, here.entered = target, due.posted + lacking, here.entered + lacking
+        here.owing = sorted({*here.owing, due}, key=lambda each: each.number)
         here.pay_debts()
         return due.posted - due.target
+
+    def open_period(self, user: str, period: str, tokens: int) -> int:
+        """The account of a period, with what its plan gives now."""
+        account = self.periods.setdefault((user, period), len(self.accounts))
+        if account == len(self.accounts):
+            self.accounts.append(Account(GRAIN["tokens"]))
+        self.bring(account, f"plan:{user}:{period}", tokens)
+        return account
 
     def authorize(self, name: str, account: int | None, least: int, most: int) -> tuple[int | None, int]:
         if not 0 <= least <= most or (account is None and most > 0):
@@ -202,6 +223,8 @@ class Twin:
         for user in ("alice", "bob", "dave"):
             self.db.execute("INSERT INTO users (id, email, created_at) VALUES (?, ?, ?)", (user, user, NOW))
         self.ids = [ledger.open_account(self.db, user, unit, NOW) for user, unit in ACCOUNTS]
+        self.users = [user for user, _ in ACCOUNTS]
+        """Whose each account is."""
         self.model = Model([Account(GRAIN[unit]) for _, unit in ACCOUNTS])
         assert ledger.begin_process(self.db, "test", NOW) == self.model.process
 
@@ -213,16 +236,26 @@ class Twin:
         try:
             expected = predict()
         except Refused:
-            expected = Refused
+            return self._refused(verb)
+        try:
+            found = verb()
+        except (LedgerError, sqlite3.Error) as error:
+            raise AssertionError(f"refused ({error!r}), where {expected} was to be expected") from error
+        assert found == expected, f"answered {found}, where {expected} was to be expected"
+        return found
+
+    def _refused(self, verb: Callable[[], object]) -> object:
+        """Ask what should be refused, which undoes what it did before it was."""
         self.db.execute("SAVEPOINT verb")
         try:
             found = verb()
         except LedgerError:
             self.db.execute("ROLLBACK TO verb")
-            found = Refused
-        self.db.execute("RELEASE verb")
-        assert found == expected, (found, expected)
-        return found
+            self.db.execute("RELEASE verb")
+            return Refused
+        except sqlite3.Error as error:
+            raise AssertionError(f"failed ({error!r}), where it was to be refused") from error
+        raise AssertionError(f"answered {found}, where it was to be refused")
 
     # --- the verbs ---
 
@@ -238,8 +271,23 @@ class Twin:
             lambda: ledger.bring(self.db, self.ids[account], kind, ref, target, NOW),
         )
 
+    def open_period(self, user: str, number: int, tokens: int) -> int:
+        """The next request of a user's period asks for its account."""
+        period = Period(f"period{number:06}", NOW)
+
+        def verb() -> int:
+            found = allowance.open_tokens(self.db, Membership(Plan("pro", tokens), period), user, NOW)
+            if found not in self.ids:
+                self.ids.append(found)
+                self.users.append(user)
+            return self.ids.index(found)
+
+        opened = self._ask(lambda: self.model.open_period(user, period.ref, tokens), verb)
+        assert isinstance(opened, int)
+        return opened
+
     def authorize(self, name: str, account: int | None, least: int, most: int) -> object:
-        user, payer = ("bob", None) if account is None else (ACCOUNTS[account][0], self.ids[account])
+        user, payer = ("bob", None) if account is None else (self.users[account], self.ids[account])
         hold = NewHold(name, user, self.model.process, "openai_chat", "openai", "gpt", account_id=payer)
 
         def verb() -> tuple[int | None, int]:
@@ -282,11 +330,13 @@ class Twin:
     def compare_accounts(self) -> None:
         """Every account stands as the model says, and as the promises say."""
         rows = self.db.execute("SELECT balance, carry, held, debt FROM accounts ORDER BY id").fetchall()
-        for (balance, carry, held, debt), here in zip(rows, self.model.accounts, strict=True):
-            assert (balance, held, debt) == (here.balance, here.held, here.debt)
-            assert not debt or here.available < here.grain, "what could be taken back was"
-            assert carry == here.billed * here.grain - here.charged
-            assert 0 <= carry < here.grain and here.available >= 0
+        for number, (row, here) in enumerate(zip(rows, self.model.accounts, strict=True)):
+            _compare(number, row, here)
+
+    def compare_account(self, account: int) -> None:
+        """The same of one."""
+        row = self.db.execute("SELECT balance, carry, held, debt FROM accounts WHERE id = ?", (self.ids[account],))
+        _compare(account, row.fetchone(), self.model.accounts[account])
 
     def compare_rows(self) -> None:
         """Every hold stands as the model says, and there are no other rows."""
@@ -297,9 +347,21 @@ class Twin:
             expected.append((name, hold.status, hold.held, progress, int(hold.estimated)))
             if hold.corrected:
                 expected.append((f"{name}.c", "settled", 0, None, 0))
-        assert rows == expected
+        differing = [pair for pair in zip(rows, expected, strict=False) if pair[0] != pair[1]]
+        assert rows == expected, (
+            f"of {len(rows)} rows and {len(expected)} expected, the first to differ: {differing[:1]}"
+        )
 
     def check(self) -> None:
         """The ledger's own checks find nothing."""
-        assert ledger.check(self.db, full=False).wrong == []
-        assert ledger.check(self.db, full=True).wrong == []
+        for full in (False, True):
+            wrong = ledger.check(self.db, full=full).wrong
+            assert wrong == [], wrong
+
+
+def _compare(number: int, row: tuple[int, int, int, int], here: Account) -> None:
+    """Balance, carry, held and debt."""
+    expected = (here.balance, here.billed * here.grain - here.charged, here.held, here.debt)
+    assert row == expected, f"account {number} stands at {row}, where {expected} was to be expected"
+    assert not here.debt or here.available < here.grain, f"account {number} owes {here.debt}, and has {here.available}"
+    assert 0 <= row[1] < here.grain and here.available >= 0, f"account {number}: {here}"
