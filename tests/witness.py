@@ -19,7 +19,7 @@ import aiohttp
 
 from goosestack import ledger
 from goosestack.store.sqlite import connect_read_only
-from tests.mallory import CHAT, COUNT, EMBEDDINGS, MESSAGES, RESPONSES, WIRES, asks
+from tests.mallory import CHAT, COUNT, MESSAGES, RESPONSES, WIRES, asks
 from tests.world import ANTHROPIC_KEY, OPENAI_KEY, Customer, World, until
 
 STREAMED = (CHAT, RESPONSES, MESSAGES)
@@ -112,7 +112,8 @@ def open_world(folder: Path, **settings: str) -> World:
     """A world whose callers pay in every way."""
     plans = folder / "plans.toml"
     plans.write_text(PLANS)
-    return World.create(folder, FUNDING="allowance,credits", PLANS_FILE=str(plans), **settings)
+    given: dict[str, Any] = {"FUNDING": "allowance,credits", "PLANS_FILE": str(plans), **settings}
+    return World.create(folder, **given)
 
 
 def make_callers(world: World, users: int, keys: int) -> list[Caller]:

@@ -21,13 +21,12 @@ PLANS = """
 [free]
 tokens_per_month = 0
 [last]
-tokens_per_month = 2_500
+tokens_per_month = 15_000
+[least]
+tokens_per_month = 2_250
 """
 CAPS = {CHAT: ("max_tokens", 10_000), RESPONSES: ("max_output_tokens", 10_000), MESSAGES: ("max_tokens", 1_500)}
-"""Output for which a cent suffices, and not for twice as much."""
-
-PLAN_CAP = 1_500
-"""The same of the plan's tokens; of credits it would be too cheap."""
+"""Output for which a cent suffices, or a plan's tokens, and not for twice as much."""
 
 FUNDS = ("credits", "allowance", "one of each")
 LOOK_S = 0.02
@@ -57,10 +56,9 @@ def run(attempt: Attempt) -> None:
 def one_round(attempt: Attempt, world: World, funds: str, *, stream: bool) -> None:
     """One customer, one crowd, and what came of it."""
     chance = attempt.random
-    path = CHAT if funds == "one of each" else chance.choice((CHAT, RESPONSES, MESSAGES))
+    path = chance.choice((CHAT, RESPONSES, MESSAGES))
     field, cap = CAPS[path]
-    cap = PLAN_CAP if funds == "allowance" else cap
-    customer = funded(world, funds)
+    customer = funded(world, funds, "least" if path == MESSAGES else "last")
     directive = {"hang_s": chance.choice((0, 0.05, 0.2)), "words": cap if chance.random() < 0.2 else 20}
     output = "completion_tokens" if path == CHAT else "output_tokens"
     text = f"demo:{json.dumps(directive | {'usage': {output: cap}})}"
@@ -77,11 +75,11 @@ def one_round(attempt: Attempt, world: World, funds: str, *, stream: bool) -> No
     attempt.count("requests", AT_ONCE)
 
 
-def funded(world: World, funds: str) -> Customer:
+def funded(world: World, funds: str, plan: str) -> Customer:
     """A new customer with enough for one request, and no more."""
     customer = world.customer(0 if funds == "allowance" else 1)
     if funds != "credits":
-        world.verb("plan_assign", user=customer.id, plan="last", until=None)
+        world.verb("plan_assign", user=customer.id, plan=plan, until=None)
     return customer
 
 
