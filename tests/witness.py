@@ -6,6 +6,7 @@ id knows its row; of the others, at most one of each key and daemon is on its wa
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections import Counter, defaultdict
@@ -17,7 +18,8 @@ from typing import Any
 
 import aiohttp
 
-from goosestack import ledger
+from goosestack import admin, ledger
+from goosestack.app import utc_now
 from goosestack.store.sqlite import connect_read_only
 from tests.mallory import CHAT, COUNT, MESSAGES, RESPONSES, WIRES, asks
 from tests.world import ANTHROPIC_KEY, OPENAI_KEY, Customer, World, until
@@ -125,11 +127,14 @@ def make_callers(world: World, users: int, keys: int) -> list[Caller]:
             customer = world.customer(cents, name=f"{name}{number}", pro=payer == "own key")
             if payer == "allowance":
                 world.verb("plan_assign", user=customer.id, plan="basic", until=None)
-            found.append(Caller(customer, payer))
-            for _ in range(keys - 1):
-                made = world.verb("key_create", user=customer.id, name="more")
-                found.append(Caller(Customer(customer.id, made["api_key"], made["id"]), payer))
+            found += [Caller(each, payer) for each in (customer, *asyncio.run(_more_keys(world, customer, keys - 1)))]
     return found
+
+
+async def _more_keys(world: World, customer: Customer, count: int) -> list[Customer]:
+    args = {"user": customer.id, "name": "more"}
+    calls = (admin.call(world.daemon.db, "key_create", args, utc_now) for _ in range(count))
+    return [Customer(customer.id, made["api_key"], made["id"]) for made in await asyncio.gather(*calls)]
 
 
 def query(world: World, sql: str, *args: object) -> list[tuple[Any, ...]]:
