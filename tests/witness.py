@@ -36,7 +36,7 @@ tokens_per_month = 0
 tokens_per_month = 1_000_000_000
 """
 CENTS = 10_000_000
-ROOM = {CHAT: {"max_tokens": 2_000}, RESPONSES: {"max_output_tokens": 2_000}, MESSAGES: {"max_tokens": 2_000}}
+ROOM = {CHAT: {"max_tokens": 16_000}, RESPONSES: {"max_output_tokens": 16_000}, MESSAGES: {"max_tokens": 16_000}}
 _TAG = re.compile(r"ask\.\d+\.")
 
 
@@ -110,12 +110,16 @@ def a_wire(chance: Random) -> tuple[str, bool]:
     return path, path in STREAMED and chance.random() < 0.6
 
 
-def open_world(folder: Path, **settings: str) -> World:
-    """A world whose callers pay in every way."""
+def funding(folder: Path) -> dict[str, Any]:
+    """The settings with which callers pay in every way."""
     plans = folder / "plans.toml"
     plans.write_text(PLANS)
-    given: dict[str, Any] = {"FUNDING": "allowance,credits", "PLANS_FILE": str(plans), **settings}
-    return World.create(folder, **given)
+    return {"FUNDING": "allowance,credits", "PLANS_FILE": str(plans)}
+
+
+def open_world(folder: Path, **settings: str) -> World:
+    """A world whose callers pay in every way."""
+    return World.create(folder, **{**funding(folder), **settings})
 
 
 def make_callers(world: World, users: int, keys: int) -> list[Caller]:
@@ -164,14 +168,19 @@ def open_holds(world: World) -> int:
 def seen(world: World) -> Counter[tuple[str, str]]:
     """How often the upstream saw which tag on which path, once all that it saw has ended."""
 
-    def ended() -> list[dict[str, Any]] | None:
-        events = world.upstream.events()
-        dispatches = [event for event in events if event["event"] == "dispatch"]
-        return dispatches if 2 * len(dispatches) == len(events) else None
+    def ended() -> Counter[tuple[str, str]] | None:
+        found: Counter[tuple[str, str]] = Counter()
+        events: Counter[str] = Counter()
+        with world.upstream.log.open() as log:  # line by line: it may be long
+            for line in log:
+                event = json.loads(line)
+                events[event["event"]] += 1
+                if event["event"] == "dispatch" and (tag := _TAG.search(json.dumps(event["body"]))):
+                    found[tag.group(), event["path"]] += 1
+        return found if events["dispatch"] == events["end"] else None
 
-    found: list[dict[str, Any]] = until(ended, "the upstream to end what it was sent", 60)
-    tags = ((_TAG.search(json.dumps(event["body"])), event["path"]) for event in found)
-    return Counter((tag.group(), path) for tag, path in tags if tag is not None)
+    found: Counter[tuple[str, str]] = until(ended, "the upstream to end what it was sent", 60)
+    return found
 
 
 def disagreements(world: World, asked: Iterable[Asked]) -> list[str]:

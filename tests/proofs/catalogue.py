@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.proofs import disconnects, killed_daemon, last_cent
+from tests.proofs import disconnects, killed_daemon, last_cent, soak
 from tests.proofs.proof import Proof
 
-PROOFS: tuple[Proof, ...] = (killed_daemon.PROOF, last_cent.PROOF, disconnects.PROOF)
+PROOFS: tuple[Proof, ...] = (killed_daemon.PROOF, last_cent.PROOF, disconnects.PROOF, soak.PROOF)
