@@ -36,7 +36,11 @@ tokens_per_month = 0
 tokens_per_month = 1_000_000_000
 """
 CENTS = 10_000_000
-ROOM = {CHAT: {"max_tokens": 16_000}, RESPONSES: {"max_output_tokens": 16_000}, MESSAGES: {"max_tokens": 16_000}}
+ROOM: Mapping[str, Mapping[str, object]] = {
+    CHAT: {"max_tokens": 2_000},
+    RESPONSES: {"max_output_tokens": 2_000},
+    MESSAGES: {"max_tokens": 2_000},
+}
 _TAG = re.compile(r"ask\.\d+\.")
 
 
@@ -64,6 +68,8 @@ class Asked:
     life: int
     """The id of the daemon that it was sent to."""
     directive: Mapping[str, object]
+    room: Mapping[str, object] | None = None
+    """Fields that make room for the answer, where the usual ones make too little."""
     request_id: str | None = None
     status: int | None = None
     whole: bool = False
@@ -80,7 +86,8 @@ class Asked:
     def body(self) -> dict[str, Any]:
         """What is sent."""
         text = f"{self.tag} demo:{json.dumps(dict(self.directive))}"
-        return asks(self.path, text, **ROOM.get(self.path, {}), **({"stream": True} if self.stream else {}))
+        room = ROOM.get(self.path, {}) if self.room is None else self.room
+        return asks(self.path, text, **room, **({"stream": True} if self.stream else {}))
 
     def __str__(self) -> str:
         return f"{self.tag} ({self.path}{' streamed' if self.stream else ''}, {self.caller.payer}, {self.request_id})"

@@ -12,12 +12,12 @@ import json
 import signal
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.mallory import COUNT
+from tests.mallory import CHAT, COUNT, MESSAGES, RESPONSES
 from tests.proofs.proof import Attempt, Proof, Refuted
 from tests.witness import STREAMED, Asked, Caller, a_wire, make_callers, open_holds, open_world, seen, wrong_books
 from tests.world import World, until
@@ -32,7 +32,12 @@ PLACES = ("in its head", "in its body", "before the answer", "in the answer", "i
 MANNERS = ("FIN", "RST", "half-close")
 STALLED = "reading no further"
 LONG = {"words": 120, "delay_ms": 20}
-LARGE = {"words": 15_000, "fault": "coalesced"}
+LARGE = {"words": 50_000, "fault": "coalesced"}
+ROOM: Mapping[str, Mapping[str, object]] = {
+    CHAT: {"model": "gpt-5.4-mini", "max_completion_tokens": 60_000},
+    RESPONSES: {"model": "gpt-5.4-mini", "max_output_tokens": 60_000},
+    MESSAGES: {"max_tokens": 60_000},
+}
 """More than the buffers on the way take in."""
 
 SMALL_WINDOW = 4_096
@@ -73,8 +78,8 @@ class Leaver:
 def drawn(attempt: Attempt, callers: list[Caller], count: int) -> Iterator[Leaver]:
     """The clients, in the order in which they come."""
     chance = attempt.random
-    stalled = set(chance.sample(range(count), max(2, count // 100)))
-    to_the_end = set(itertools.islice(stalled, len(stalled) // 10)) if attempt.full else set()
+    stalled = set(chance.sample(range(count), max(2, count // 250)))
+    to_the_end = set(itertools.islice(stalled, max(1, len(stalled) // 10))) if attempt.full else set()
     for number, caller in zip(range(count), callers, strict=False):
         path, stream = a_wire(chance)
         directive: dict[str, Any] = {"words": chance.randrange(1, 60), "delay_ms": chance.choice((0, 0, 2, 10))}
@@ -84,7 +89,7 @@ def drawn(attempt: Attempt, callers: list[Caller], count: int) -> Iterator[Leave
         if number in stalled:
             path, stream, directive, place = chance.choice(STREAMED), True, LARGE, STALLED
             pause = STALLED_S if number in to_the_end else chance.uniform(0.5, 1)
-        asked = Asked(number, caller, path, stream, 1, directive)
+        asked = Asked(number, caller, path, stream, 1, directive, ROOM[path] if number in stalled else None)
         yield Leaver(asked, place, chance.choice(MANNERS), chance.random(), pause)
 
 
