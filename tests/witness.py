@@ -166,6 +166,12 @@ def wrong_books(world: World, *, full: bool = True) -> list[str]:
         db.close()
 
 
+def faults(world: World) -> list[str]:
+    """What went wrong in the daemon that it did not foresee, as its log has it."""
+    signs = ('"kind":"fault"', "Traceback", "never retrieved")
+    return [line for line in world.daemon.program.text().splitlines() if any(sign in line for sign in signs)]
+
+
 def open_holds(world: World) -> int:
     """Holds that have not ended."""
     (row,) = query(world, "SELECT count(*) FROM usage_log WHERE status = 'held'")

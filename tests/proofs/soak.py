@@ -30,6 +30,7 @@ from tests.witness import (
     Caller,
     a_wire,
     disagreements,
+    faults,
     funding,
     make_callers,
     open_holds,
@@ -252,8 +253,7 @@ def judge_money(soak: Soak) -> None:
     topups = "SELECT coalesce(sum(amount), 0) FROM entries WHERE kind = 'topup'"
     ((credited,),) = query(world, topups)
     attempt.must(credited == soak.bought, f"{soak.bought} cents were bought, and {credited} credited")
-    faults = [line for line in world.daemon.program.text().splitlines() if '"kind":"fault"' in line or "Trace" in line]
-    attempt.must(not faults, f"the daemon met what it did not expect: {faults[:1]}")
+    attempt.must(not faults(world), f"the daemon met what it did not expect: {faults(world)[:1]}")
 
 
 PROOF = Proof(
