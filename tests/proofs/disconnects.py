@@ -24,6 +24,7 @@ from tests.witness import (
     Asked,
     Caller,
     a_wire,
+    faults,
     make_callers,
     open_holds,
     open_world,
