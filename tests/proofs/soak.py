@@ -46,6 +46,9 @@ SLOW = ("endless_line", "endless_body", "gzip_bomb", "drip", "byte_by_byte")
 PAUSE_S = 0.2
 SAMPLE_S = 1.0
 BACKUP_S = 30.0
+BUY_S = 15.0
+"""Checkouts of one caller are limited to five a minute."""
+
 BOUGHT_CENTS = 1_000
 MOST_WAL_BYTES = 64 * 1024 * 1024
 SLACK = {"megabytes": 4.0, "descriptors": 8.0, "threads": 2.0}
@@ -189,7 +192,7 @@ class Soak:
                 *(self.lane(client, caller, Random(seed)) for caller, seed in pairs),
                 *(self.keys(client, user) for user in users.values()),
                 self.every(1, self.look_around, "operator at work"),
-                self.every(2, self.buy, "credits bought"),
+                self.every(BUY_S, self.buy, "credits bought"),
                 self.every(BACKUP_S, self.back_up, "backup"),
                 self.every(SAMPLE_S if self.attempt.full else 0.1, self.sample, "sample"),
             )
