@@ -232,5 +232,5 @@ PROOF = Proof(
     short={"clients": 150},
     full={"clients": 10_000},
     run=run,
-    limit_s=(60, 1_800),
+    limit_s=(120, 1_800),
 )

@@ -11,17 +11,18 @@ import itertools
 import signal
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from random import Random
 
 import aiohttp
 
+from tests.mallory import CHAT, MESSAGES, RESPONSES
 from tests.proofs.proof import Attempt, Proof, Refuted
 from tests.witness import Asked, Caller, a_wire, disagreements, make_callers, open_holds, open_world, query, wrong_books
 from tests.world import World
 
-JOURNAL_S = 2.1
+JOURNAL_S = 2.6
 """After so long a daemon has journalled what its streams have cost so far."""
 
 TARGET_S = 2.0
@@ -33,6 +34,20 @@ SILENT = {"hang_s": 3}
 """One that has not begun when its daemon dies: nothing shows that it will be billed."""
 
 KILLS = ("at once", "at once", "at once", "in its drain", "as it starts again")
+
+Question = tuple[str, bool, Mapping[str, object]]
+"""Path, streamed or not, and how it is to be answered."""
+
+ALWAYS: tuple[Question, ...] = ((CHAT, True, LONG), (MESSAGES, True, LONG), (RESPONSES, False, SILENT))
+"""What is on its way in every round, from its beginning."""
+
+
+def drawn(chance: Random) -> Question:
+    """Anything; some of it takes long."""
+    path, stream = a_wire(chance)
+    if chance.random() < (0.5 if stream else 0.1):
+        return path, stream, LONG if stream and chance.random() < 0.8 else SILENT
+    return path, stream, {"words": chance.randrange(1, 30), "delay_ms": chance.choice((0, 3, 15))}
 
 
 @dataclass(slots=True)
@@ -47,13 +62,11 @@ class Load:
     numbers: Iterator[int] = field(default_factory=itertools.count)
     returns_s: list[float] = field(default_factory=list)
 
-    async def lane(self, client: aiohttp.ClientSession, caller: Caller, chance: Random) -> bool:
+    async def lane(self, client: aiohttp.ClientSession, caller: Caller, chance: Random, first: Question | None) -> bool:
         """Ask until cut off; whether that was in the middle of a stream."""
         while True:
-            path, stream = a_wire(chance)
-            short = {"words": chance.randrange(1, 30), "delay_ms": chance.choice((0, 3, 15))}
-            outlasting = LONG if stream and chance.random() < 0.8 else SILENT
-            directive = outlasting if chance.random() < 0.3 else short
+            path, stream, directive = first or drawn(chance)
+            first = None
             each = Asked(next(self.numbers), caller, path, stream, self.life, directive)
             self.asked.append(each)
             if not await each.send(client, self.world.url):
@@ -66,8 +79,10 @@ class Load:
         seeds = [self.attempt.random.randrange(2**32) for _ in self.callers]
         process = self.world.daemon.program.process
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
-            pairs = zip(self.callers, seeds, strict=True)
-            lanes = [asyncio.create_task(self.lane(client, caller, Random(seed))) for caller, seed in pairs]
+            each = itertools.zip_longest(self.callers, map(Random, seeds), ALWAYS)
+            lanes = [
+                asyncio.create_task(self.lane(client, caller, Random(seed), first)) for caller, seed, first in each
+            ]
             await asyncio.sleep(seconds)
             process.send_signal(end)
             if then_kill_s is not None:
@@ -125,7 +140,7 @@ def run(attempt: Attempt) -> None:
 def killed(load: Load, number: int) -> None:
     """One round: every tenth lasts until streams have been journalled, the others for a moment."""
     chance, manner = load.attempt.random, load.attempt.random.choice(KILLS) if load.attempt.full else KILLS[0]
-    seconds = JOURNAL_S + chance.uniform(0, 0.3) if number % 10 == 0 else chance.uniform(0.02, 0.5)
+    seconds = JOURNAL_S + chance.uniform(0, 0.3) if number % 10 == 0 else chance.uniform(0.02, 0.6)
     if manner == "in its drain":
         asyncio.run(load.until_the_end(seconds, signal.SIGTERM, chance.uniform(0, 1)))
     else:
@@ -174,5 +189,5 @@ PROOF = Proof(
     short={"kills": 1, "sigterms": 1},
     full={"kills": 200, "sigterms": 100},
     run=run,
-    limit_s=(60, 3_000),
+    limit_s=(120, 3_600),
 )

@@ -265,5 +265,5 @@ PROOF = Proof(
     short={"seconds": 4},
     full={"seconds": 1_800},
     run=run,
-    limit_s=(90, 3_600),
+    limit_s=(120, 3_600),
 )
