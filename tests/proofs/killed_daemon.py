@@ -80,9 +80,7 @@ class Load:
         process = self.world.daemon.program.process
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
             each = itertools.zip_longest(self.callers, map(Random, seeds), ALWAYS)
-            lanes = [
-                asyncio.create_task(self.lane(client, caller, Random(seed), first)) for caller, seed, first in each
-            ]
+            lanes = [asyncio.create_task(self.lane(client, *lane)) for lane in each]
             await asyncio.sleep(seconds)
             process.send_signal(end)
             if then_kill_s is not None:
