@@ -17,8 +17,8 @@ from openai import OpenAI, RateLimitError
 from goosestack import plans
 from goosestack.app import utc_now
 from tests.asking import Reply, ask, chat, directed, opened
+from tests.crowd import all_at_once
 from tests.shell import operator_of
-from tests.test_parallel import all_at_once
 from tests.world import Customer, World, until
 
 TABLE = """

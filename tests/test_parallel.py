@@ -1,43 +1,15 @@
-"""Many requests at once on little money: what is held never exceeds what there is."""
+"""Many requests at once on little money: what is held never exceeds what there is.
+
+That one of 500 wins the last cent is a proof: `tests/proofs/last_cent.py`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections import Counter
 
-import aiohttp
-import pytest
-
-from tests.world import Customer, World
-
-AT_ONCE = 500
-
-
-async def _ask(client: aiohttp.ClientSession, world: World, alice: Customer, body: bytes) -> int:
-    headers = {"authorization": f"Bearer {alice.key}", "content-type": "application/json"}
-    async with client.post(f"{world.url}/v1/chat/completions", data=body, headers=headers) as answer:
-        await answer.read()
-        return answer.status
-
-
-async def all_at_once(world: World, alice: Customer, body: bytes, count: int) -> Counter[int]:
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
-        return Counter(await asyncio.gather(*(_ask(client, world, alice, body) for _ in range(count))))
-
-
-@pytest.mark.parametrize("round", [1, 2])
-def test_of_500_requests_on_a_balance_for_one_exactly_one_is_answered(world: World, round: int) -> None:
-    alice = world.customer(1)
-    mark = world.upstream.mark()
-    text = 'demo:{"usage":{"completion_tokens":10000},"hang_s":0.2}'
-    asked = {"model": "gpt-4o-mini", "max_tokens": 10_000, "messages": [{"role": "user", "content": text}]}
-    answers = asyncio.run(all_at_once(world, alice, json.dumps(asked).encode(), AT_ONCE))
-    assert answers == {200: 1, 402: AT_ONCE - 1}
-    assert len(world.upstream.dispatches(mark)) == 1
-    (row,) = world.ended_rows(alice, 1)
-    assert (row["status"], row["shortfall"]) == ("settled", 0)
-    assert world.funds(alice)["held_cents"] == 0
+from tests.crowd import all_at_once
+from tests.world import World
 
 
 def test_requests_without_a_cap_share_what_there_is(world: World) -> None:

@@ -137,9 +137,13 @@ class Daemon:
         self.url = ""
         self.start()
 
+    def begin(self) -> None:
+        """Start it, and wait for nothing."""
+        self.program = Program(["goosestack", "serve"], self.env, self.folder / "daemon.out", self.folder)
+
     def start(self) -> None:
         """Start it, again where it has ended."""
-        self.program = Program(["goosestack", "serve"], self.env, self.folder / "daemon.out", self.folder)
+        self.begin()
         match = self.program.wait_for(r'"event":"listening","host":"([^"]+)","port":(\d+)')
         self.url = f"http://{match.group(1)}:{match.group(2)}"
 
