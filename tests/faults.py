@@ -161,10 +161,12 @@ class Case:
         """Where it is asked."""
         return PATHS[self.wire]
 
-    def body(self, who: str) -> dict[str, Any]:
-        """The request; `who` stands in its question."""
+    def body(self, who: str, slow_s: float = 0) -> dict[str, Any]:
+        """The request; `who` stands in its question, and an answer takes about so long."""
         kind = KINDS[self.kind]
         directive = {"words": WORDS, **kind.directive}
+        if slow_s and self.kind != "second_answer":  # a late one is taken for the answer to what is asked just then
+            directive |= {"delay_ms": 1000 * slow_s / WORDS} if self.stream else {"hang_s": slow_s}
         if kind.counts is not None:
             directive["usage"] = dict(zip(COUNTS[self.wire], kind.counts, strict=True))
         text = f"{who} demo:{json.dumps(directive)}"
@@ -223,14 +225,14 @@ class Leave:
     reset: bool
 
 
-async def ask(url: str, case: Case, key: str, who: str, leave: Leave | None = None) -> Answer:
+async def ask(url: str, case: Case, key: str, who: str, leave: Leave | None = None, slow_s: float = 0) -> Answer:
     """Ask a case over a connection of its own."""
     host, _, port = url.removeprefix("http://").partition(":")
     try:
         reader, writer = await asyncio.open_connection(host, int(port))
     except OSError:
         return NOTHING
-    data = json.dumps(case.body(who)).encode()
+    data = json.dumps(case.body(who, slow_s)).encode()
     head = f"POST {case.path} HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {key}\r\nconnection: close\r\n"
     writer.write(f"{head}content-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n".encode() + data)
     try:
@@ -291,7 +293,7 @@ def wrong(case: Case, who: str, answer: Answer, row: Mapping[str, Any]) -> str:
     if found:
         return found
     if row["status"] == "released":
-        status = 502 if row["reason"] == "idle_connection_lost" else kind.status
+        status = {"idle_connection_lost": 502, "shutdown": 502, "deadline": 504}.get(row["reason"], kind.status)
         return "" if answer.status == status and in_format(case, answer) else f"it is answered {answer}"
     if answer.status != 200:
         retried = answer.headers.get("x-should-retry") != "false"

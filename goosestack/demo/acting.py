@@ -104,7 +104,8 @@ async def _end(delivery: Delivery) -> None:
         return
     await delivery.finish()
     if fault == "second_answer":
-        await asyncio.sleep(delivery.directive.hang_s or 0)
+        if delivery.directive.hang_s:
+            await asyncio.sleep(delivery.directive.hang_s)
         head = f"HTTP/1.1 200 OK\r\ncontent-type: {JSON}\r\ncontent-length: {len(UNASKED)}\r\n\r\n"
         await delivery.write_raw(head.encode() + UNASKED)
 
