@@ -24,6 +24,8 @@ IDLE_S = 15.0
 
 CONNECT_S = 10.0
 MOST_HEADER_BYTES = 32 * 1024
+LARGE_BYTES = 4 * 1024 * 1024
+"""Of an answer; hardly any but of embeddings is larger."""
 MOST_AT_ONCE_BYTES = 1024 * 1024
 """Larger bodies are handed over piece by piece, so that others get their turn; aiohttp warns of any that are not."""
 
@@ -78,14 +80,21 @@ class Answer:
         except (aiohttp.ClientError, ConnectionError) as error:
             raise Broken(type(error).__name__) from error
 
-    async def read(self, most: int) -> bytes:
-        """All of it. Raises Broken, also where it is more than `most` bytes."""
-        pieces, size = [], 0
-        while piece := await self.chunk():
-            size += len(piece)
-            if size > most:
-                raise Broken("the answer is too large")
-            pieces.append(piece)
+    async def read(self, most: int, large: asyncio.Lock | None = None) -> bytes:
+        """All of it. Raises Broken, also where it is more than `most` bytes. Of the answers that share a lock, one at
+        a time is read beyond `LARGE_BYTES`, so that all together have room in memory; the others' connections wait."""
+        pieces, size, alone = [], 0, False
+        try:
+            while piece := await self.chunk():
+                size += len(piece)
+                if size > most:
+                    raise Broken("the answer is too large")
+                pieces.append(piece)
+                if large is not None and not alone and size > LARGE_BYTES:
+                    alone = await large.acquire()
+        finally:
+            if large is not None and alone:
+                large.release()
         return b"".join(pieces)
 
     def close(self) -> None:

@@ -26,8 +26,8 @@ FORMATS: dict[str, dict[str, Any]] = {
     "messages": {"model": "claude-haiku-4-5", "max_tokens": 500, "messages": None},
     "embeddings": {"model": "text-embedding-3-small", "input": None},
 }
-COUNTS = {wire: ("input_tokens", "output_tokens") for wire in WIRES}
-COUNTS |= {wire: ("prompt_tokens", "completion_tokens") for wire in ("chat", "embeddings")}
+COUNTS = dict.fromkeys(WIRES, ("input_tokens", "output_tokens"))
+COUNTS |= dict.fromkeys(("chat", "embeddings"), ("prompt_tokens", "completion_tokens"))
 ENDS = (b"data: [DONE]", b"event: response.completed", b"event: message_stop")
 ERRORS = (b'"error"', b"event: error", b"response.failed")
 CANARIES = (OPENAI_KEY.encode(), ANTHROPIC_KEY.encode(), b"canaryORG123", b"proj_canary")
@@ -37,10 +37,7 @@ WORDS = 40
 
 # --- the kinds --------------------------------------------------------------------------------------------------
 
-WHOLE = frozenset(
-    ("crlf", "byte_by_byte", "coalesced", "comments", "after_terminal", "drip")
-    + ("early_hints", "second_answer")
-)
+WHOLE = frozenset("""crlf byte_by_byte coalesced comments after_terminal drip early_hints second_answer""".split())
 """Faults that are none: the answer is whole, in an unusual form (or drips until the deadline)."""
 RELAYED = {"error_400": 400, "error_404": 404, "error_413": 413, "error_422": 422, "error_429": 429, "error_529": 529}
 OPERATORS = frozenset(("error_401", "error_402", "error_403", "error_quota", "error_low_credit"))
@@ -81,17 +78,17 @@ def _of_status(status: int) -> Kind:
     return Kind("operators" if operators else "refused", directive, status=503 if operators else 502)
 
 
+ODD_STATUSES = (
+    """300 301 302 303 307 308 402 405 407 409 410 418 421 425 431 451 499 501 504 505 507 520 522 524 529 599"""
+)
+
 KINDS: dict[str, Kind] = {fault: _outcome(fault) for fault in demo.FAULTS}
 KINDS |= {
     f"{fault} at the {point} frame": Kind("cut", {"fault": fault, "at": at})
     for fault in ("reset", "eof", "half_json", "stall", "bad_chunk", "bad_json", "bad_utf8", "nested", "error_frame")
     for point, at in (("first", 0), ("last", 10**6))
 }
-KINDS |= {
-    f"status {status}": _of_status(status)
-    for status in (300, 301, 302, 303, 307, 308, 402, 405, 407, 409, 410, 418, 421, 425, 431, 451, 499)
-    + (501, 504, 505, 507, 520, 522, 524, 529, 599)
-}
+KINDS |= {f"status {status}": _of_status(status) for status in map(int, ODD_STATUSES.split())}
 KINDS |= {
     f"usage of {name}": Kind("estimated", {}, counts)
     for name, counts in {
@@ -139,7 +136,9 @@ KINDS |= {
     }.items()
 }
 KINDS |= {f"usage that is {mode}": Kind("estimated", {"usage_mode": mode}) for mode in ("missing", "null")}
-KINDS |= {f"usage told {mode}": Kind("believed", {"usage_mode": mode}) for mode in ("twice", "decreasing", "every_chunk")}
+KINDS |= {
+    f"usage told {mode}": Kind("believed", {"usage_mode": mode}) for mode in ("twice", "decreasing", "every_chunk")
+}
 
 
 # --- the cases --------------------------------------------------------------------------------------------------

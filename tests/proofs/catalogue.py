@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.proofs import upstream_faults
+from tests.proofs import interrupted, upstream_faults
 from tests.proofs.proof import Proof
 
-PROOFS: tuple[Proof, ...] = (upstream_faults.PROOF,)
+PROOFS: tuple[Proof, ...] = (upstream_faults.PROOF, interrupted.PROOF)

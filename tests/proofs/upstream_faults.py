@@ -51,8 +51,8 @@ def run(attempt: Attempt) -> None:
     attempt.expect("a fault", "a caller who left before the end", "a stop in the middle", "a cut", "a refusal", "a lie")
     cases = list(CASES) if attempt.full else sample(attempt.random, attempt.goal["exchanges"] // 3)
     attempt.random.shuffle(cases)
-    patience = {"REQUEST_DEADLINE_S": "3", "DRAIN_S": "1"} if attempt.full else {"REQUEST_DEADLINE_S": "2", "DRAIN_S": "0"}
-    world = World.create(attempt.folder, DISCONNECT_GRACE_S="0", **patience)
+    deadline_s, drain_s = ("3", "1") if attempt.full else ("2", "0")
+    world = World.create(attempt.folder, DISCONNECT_GRACE_S="0", REQUEST_DEADLINE_S=deadline_s, DRAIN_S=drain_s)
     crowds = [cases[start : start + CROWD] for start in range(0, len(cases), CROWD)]
     peaks = []
     try:
@@ -106,7 +106,9 @@ async def prepared(world: World, rounds: Sequence[Round]) -> list[Exchange]:
 
     room = asyncio.Semaphore(32)
     customers = await asyncio.gather(*(customer() for _ in rounds))
-    return [Exchange(case, alice, leave, slow_s) for (case, leave, slow_s), alice in zip(rounds, customers, strict=True)]
+    return [
+        Exchange(case, alice, leave, slow_s) for (case, leave, slow_s), alice in zip(rounds, customers, strict=True)
+    ]
 
 
 async def ask_all(world: World, exchanges: Sequence[Exchange]) -> None:
