@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.proofs import interrupted, upstream_faults
+from tests.proofs import bad_input, interrupted, upstream_faults
 from tests.proofs.proof import Proof
 
-PROOFS: tuple[Proof, ...] = (upstream_faults.PROOF, interrupted.PROOF)
+PROOFS: tuple[Proof, ...] = (upstream_faults.PROOF, interrupted.PROOF, bad_input.PROOF)

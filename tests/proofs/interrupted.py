@@ -13,7 +13,7 @@ import hashlib
 import hmac
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, product
@@ -223,7 +223,7 @@ class Besieged:
         await self.house.answers()
         self.attempt.count("handlers")
 
-    async def pairs_of(self, route: Route, kinds: Iterable[tuple[str, str]]) -> None:
+    async def pairs_of(self, route: Route, kinds: Iterable[Sequence[str]]) -> None:
         """Every two suspensions of the relay: the second is one of those that the first has left or made."""
         for errors in kinds:
             for first in count():
