@@ -117,8 +117,8 @@ RAW += ["[" * 70 + "]" * 70, '{"a":' * 70 + "1" + "}" * 70, '{"a":1,"a":2}', "'x
 FIELDS = """model messages input stream max_tokens max_completion_tokens max_output_tokens n tools tool_choice type role
     content text system metadata service_tier store user id name api_base models functions modalities audio prediction
     logit_bias top_logprobs previous_response_id background include thinking cache_control source url data media_type
-    image_url file_id stop seed truncation reasoning effort budget_tokens dimensions encoding_format __proto__ a""".split()
-WRAPS: list[Callable[[Any], Any]] = [lambda inner: [inner], lambda inner: {"text": inner}, lambda inner: [inner, inner]]
+    image_url file_id stop seed truncation reasoning effort budget_tokens dimensions encoding_format a""".split()
+WRAPS: list[Callable[[Any], Any]] = [lambda it: [it], lambda it: {"text": it}, lambda it: [it, it]]
 MARK = "@raw@"
 """Stands where raw text goes."""
 

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from tests import faults
+from tests.asking import ask, chat, directed, message
 from tests.faults import CASES, Answer, Case
-from tests.world import Customer, World
+from tests.world import Customer, World, until
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +45,16 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Case, Ou
             )
             for case in CASES
         }
-        assert _resident_megabytes(world) < 300
+        assert _megabytes(world, "VmRSS:") < 200
         paths = {dispatch["path"] for dispatch in world.upstream.dispatches()}
         assert paths == set(faults.PATHS.values())  # no redirect was followed
     finally:
         world.close()
 
 
-def _resident_megabytes(world: World) -> float:
+def _megabytes(world: World, what: str) -> float:
     text = Path(f"/proc/{world.daemon.program.process.pid}/status").read_text()
-    return int(text.partition("VmRSS:")[2].split()[0]) / 1024
+    return int(text.partition(what)[2].split()[0]) / 1024
 
 
 async def _ask_all(world: World, customers: dict[Case, Customer]) -> dict[Case, Answer]:
@@ -71,3 +72,62 @@ def test_a_fault_of_the_upstream_has_its_one_outcome(outcomes: dict[Case, Outcom
     outcome = outcomes[case]
     assert outcome.dispatches == 1, "sent once, and never again"
     assert faults.wrong(case, outcome.who, outcome.answer, outcome.row) == ""
+
+
+# --- what such answers have led to ----------------------------------------------------------------------------------
+
+
+def test_an_answer_that_nobody_asked_for_is_nobodys(world: World) -> None:
+    """A connection was kept on which a second answer had come, unasked. The next customer's request went out on it and
+    got that one at once; its own answer was then given to whoever came after, and so on: each read what another had
+    asked, and paid for it by the other's usage."""
+    alice, bob = world.customer(), world.customer(name="bob")
+    start = world.upstream.mark()
+    late = chat(directed(alice.id, fault="second_answer", hang_s=0.05))
+    assert ask(world, "POST", "/v1/chat/completions", key=alice.key, body=late).status == 200
+    until(lambda: [one for one in world.upstream.events(start) if one["event"] == "end"], "the second answer")
+    for number in range(3):
+        reply = ask(world, "POST", "/v1/chat/completions", key=bob.key, body=chat(f"{bob.id}-{number}"))
+        assert f"{bob.id}-{number}" in reply.data.decode()
+    assert len(world.upstream.dispatches(start)) == 4
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "directive", "end"),
+    [
+        ("/v1/responses", {"model": "gpt-5.4-mini"}, {"usage_raw": "NaN"}, b"event: response.completed"),
+        ("/v1/messages", message(), {"fault": "bad_json", "at": 10**6}, b"event: message_stop"),
+    ],
+    ids=["responses", "messages"],
+)
+def test_whoever_sees_an_end_that_cannot_be_read_has_been_billed(
+    world: World, path: str, body: dict[str, object], directive: dict[str, Any], end: bytes
+) -> None:
+    """A last event that was no JSON was passed on like any other, before anything was settled, and an error after it:
+    the caller had seen the end of an answer that was not billed yet, and then of one that broke off."""
+    alice = world.customer()
+    question = directed("Hi", words=3, **directive)
+    asked = {"input": question} if path == "/v1/responses" else {"messages": message(question)["messages"]}
+    reply = ask(world, "POST", path, key=alice.key, body={**body, **asked, "stream": True})
+    assert end in reply.data and b"event: error" not in reply.data
+    assert reply.data.index(b": goosestack cost-usd=") < reply.data.index(end)
+    (row,) = world.ended_rows(alice, 1)
+    assert (row["status"], row["reason"], row["charged"] > 0) == ("settled", "completed", True)
+
+
+def test_many_endless_answers_at_once_fit_into_memory(folder: Path) -> None:
+    """Each plain answer may be as large as the largest one of embeddings; a few of them at once took more than the
+    machine had."""
+    world = World.create(folder)
+    try:
+        cases = [Case("endless_body", wire, stream=False) for wire in faults.WIRES] * 3
+        customers = [world.customer(name=f"alice{number}") for number in range(len(cases))]
+
+        async def all_at_once() -> list[Answer]:
+            each = zip(cases, customers, strict=True)
+            return await asyncio.gather(*(faults.ask(world.url, case, alice.key, alice.id) for case, alice in each))
+
+        assert {answer.status for answer in asyncio.run(all_at_once())} == {502}
+        assert _megabytes(world, "VmHWM:") < 250
+    finally:
+        world.close()

@@ -351,5 +351,5 @@ PROOF = Proof(
     short={"handlers": 6, "pairs": 1},
     full={"handlers": len(OWN) + len(RELAYS) + len(ARGS) + len(app.JOBS), "pairs": 800},
     run=run,
-    limit_s=(60, 1200),
+    limit_s=(60, 450),
 )

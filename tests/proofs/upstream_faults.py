@@ -216,5 +216,5 @@ PROOF = Proof(
     short={"kinds": 30, "exchanges": 90, "stops": 1},
     full={"kinds": len(KINDS), "exchanges": 3 * len(CASES), "stops": -(-len(CASES) // CROWD)},
     run=run,
-    limit_s=(60, 900),
+    limit_s=(60, 600),
 )
