@@ -15,6 +15,8 @@ from io import BytesIO
 from types import SimpleNamespace
 
 import aiohttp
+from aiohttp.connector import Connection
+from aiohttp.tracing import Trace
 from yarl import URL
 
 IDLE_S = 15.0
@@ -22,6 +24,8 @@ IDLE_S = 15.0
 
 CONNECT_S = 10.0
 MOST_HEADER_BYTES = 32 * 1024
+LARGE_BYTES = 4 * 1024 * 1024
+"""Of an answer; hardly any but of embeddings is larger."""
 MOST_AT_ONCE_BYTES = 1024 * 1024
 """Larger bodies are handed over piece by piece, so that others get their turn; aiohttp warns of any that are not."""
 
@@ -76,19 +80,41 @@ class Answer:
         except (aiohttp.ClientError, ConnectionError) as error:
             raise Broken(type(error).__name__) from error
 
-    async def read(self, most: int) -> bytes:
-        """All of it. Raises Broken, also where it is more than `most` bytes."""
-        pieces, size = [], 0
-        while piece := await self.chunk():
-            size += len(piece)
-            if size > most:
-                raise Broken("the answer is too large")
-            pieces.append(piece)
+    async def read(self, most: int, large: asyncio.Lock | None = None) -> bytes:
+        """All of it. Raises Broken, also where it is more than `most` bytes. Of the answers that share a lock, one at
+        a time is read beyond `LARGE_BYTES`, so that all together have room in memory; the others' connections wait."""
+        pieces, size, alone = [], 0, False
+        try:
+            while piece := await self.chunk():
+                size += len(piece)
+                if size > most:
+                    raise Broken("the answer is too large")
+                pieces.append(piece)
+                if large is not None and not alone and size > LARGE_BYTES:
+                    alone = await large.acquire()
+        finally:
+            if large is not None and alone:
+                large.release()
         return b"".join(pieces)
 
     def close(self) -> None:
         """Let go: a connection whose answer was read to the end is kept, any other is closed at once."""
         self._response.close() if not self._response.content.at_eof() else self._response.release()
+
+
+class Connector(aiohttp.TCPConnector):
+    """Idle connections are kept to be used again, but none on which something came that nobody had asked for: it would
+    be taken for the answer to the next request, and that one's for the answer to the next but one."""
+
+    async def connect(
+        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
+    ) -> Connection:
+        """See `aiohttp.BaseConnector`."""
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            if connection.protocol is None or not connection.protocol.should_close:
+                return connection
+            connection.close()
 
 
 class Client:
@@ -97,9 +123,10 @@ class Client:
     def __init__(self) -> None:
         trace = aiohttp.TraceConfig()
         trace.on_connection_reuseconn.append(_note_reuse)
+        trace.on_connection_create_end.append(_note_new)
         trace.on_request_headers_sent.append(_note_sent)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S, ttl_dns_cache=60),
+            connector=Connector(limit=0, keepalive_timeout=IDLE_S, ttl_dns_cache=60),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
             trace_configs=[trace],
@@ -147,7 +174,7 @@ def session_for(library: str, total_s: float) -> aiohttp.ClientSession:
 
     `library` is sent as the user agent. The time is for each request, from its first byte to the answer's last."""
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=20, keepalive_timeout=IDLE_S, ttl_dns_cache=60),
+        connector=Connector(limit=20, keepalive_timeout=IDLE_S, ttl_dns_cache=60),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=total_s, sock_connect=CONNECT_S),
         headers={"user-agent": library},
@@ -162,6 +189,10 @@ FAILURES = (aiohttp.ClientError, ConnectionError, TimeoutError)
 
 async def _note_reuse(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
     context.trace_request_ctx.reused = True
+
+
+async def _note_new(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
+    context.trace_request_ctx.reused = False
 
 
 async def _note_sent(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:

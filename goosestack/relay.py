@@ -90,6 +90,8 @@ class Desk:
     """Request bodies in memory."""
     bodies: dict[str, int] = field(default_factory=dict)
     """The same by user: nobody takes all the room there is."""
+    large_answers: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a large plain answer is read."""
 
     def take_body(self, owner: str, size: int) -> None:
         """Count a piece of a request's body. Raises Overloaded where it has no room."""
@@ -258,7 +260,7 @@ class Relay:
             await self._whole(answer)
 
     async def _whole(self, answer: Answer) -> None:
-        body = await answer.read(MOST_ANSWER_BYTES)
+        body = await answer.read(MOST_ANSWER_BYTES, self.desk.large_answers)
         reading = self._reader.reading
         if not self._reader.whole(body):
             if envelope.is_error(body):

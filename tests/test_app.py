@@ -28,7 +28,7 @@ from goosestack.gateway import REVOKED_S
 from goosestack.logs import Log, ThreadedWriter
 from goosestack.store import Tx
 from tests.asking import chat, directed, message
-from tests.test_interrupted import shop
+from tests.interruptions import shop
 from tests.test_logs import fill, read
 from tests.world import PRICES
 

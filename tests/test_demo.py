@@ -762,9 +762,17 @@ FAULT_SIGNS: dict[str, Any] = {
     "half_json": lambda said, _: said.ended == "eof" and said.body and not said.whole,
     "stall": lambda said, _: said.ended == "eof" and said.body and not said.whole,
     "bad_json": lambda said, _: said.whole and "oops" in said.text,
+    "bad_utf8": lambda said, _: said.whole and b"\xff" in said.body,
+    "no_object": lambda said, _: said.whole and '["demo"]' in said.text,
+    "nested": lambda said, _: said.whole and said.text.count("[") >= 100_000,
     "html": lambda said, _: said.whole and "text/html" in said.head and "<h1>" in said.text,
     "wrong_content_type": lambda said, honest: said.whole and content_type(said) != content_type(honest),
     "empty": lambda said, _: said.status == 200 and said.whole and not said.body,
+    "no_content": lambda said, _: said.status == 204 and not said.body,
+    "not_http": lambda said, _: said.ended == "eof" and said.raw == b"220 ready\r\n",
+    "bad_chunk": lambda said, _: said.ended == "eof" and said.raw.endswith(b"\r\nmany\r\n"),
+    "two_lengths": lambda said, _: said.ended == "eof" and said.head.count("content-length") == 2,
+    "early_hints": lambda said, honest: said.raw.count(b"HTTP/1.1 103") == 1000 and b"HTTP/1.1 200" in said.raw,
     "redirect": lambda said, _: said.status == 307 and "location: /elsewhere" in said.head.lower(),
     "error_200": lambda said, _: said.status == 200 and said.whole and '"error":' in said.text,
     "failed": lambda said, _: said.whole and "event: response.failed" in said.text,
@@ -818,7 +826,7 @@ async def test_each_fault_does_what_the_catalogue_says(world: World, fault: str)
             assert TERMINAL[wire] in honest.text and "usage" in late
 
 
-UNTESTED_SIGNS = {"endless_line", "endless_body", "gzip_bomb"}  # each has a test of its own
+UNTESTED_SIGNS = {"endless_line", "endless_body", "gzip_bomb", "second_answer"}  # each has a test of its own
 
 
 @pytest.mark.asyncio
@@ -849,6 +857,16 @@ async def test_a_gzip_bomb_is_small_on_the_wire_and_huge_unpacked(world: World) 
         unpacked = unpacker.decompress(said.body, 2**22)
         assert len(unpacked) == 2**22 and b'{"id": "aaa' in unpacked
         assert len(unpacker.unconsumed_tail) > 60 * (len(said.body) - len(unpacker.unconsumed_tail))
+
+
+@pytest.mark.asyncio
+async def test_a_second_answer_comes_on_the_connection_that_the_first_was_given_on(world: World) -> None:
+    for wire, stream in CASES:
+        asked = question(wire, told(fault="second_answer"), stream)
+        reader, writer = await world.connect(PATHS[wire], asked, connection="keep-alive")
+        raw = await asyncio.wait_for(reader.readuntil(b"nobody asked for this"), 5)
+        assert raw.count(b"HTTP/1.1 200 OK") == 2
+        writer.close()
 
 
 @pytest.mark.asyncio

@@ -16,7 +16,7 @@ from goosestack.relay import STALLED_S, Relay
 from goosestack.store.sqlite import SqliteStore
 from goosestack.wire import Body, Wire
 from goosestack.wire.openai_chat import OpenAIChat
-from tests.test_interrupted import shop
+from tests.interruptions import shop
 from tests.world import PATIENCE_S
 
 

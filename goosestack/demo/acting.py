@@ -16,6 +16,14 @@ BLOCK_BYTES = 64 * 1024
 DEFAULT_HANG_S = 3600.0
 DRIP_S = 0.2
 NO_JSON = b'{"id": "demo", oops'
+NONSENSE = {
+    "bad_json": NO_JSON,
+    "bad_utf8": b'{"id": "demo \xff\xfe\x80"}',
+    "no_object": b'["demo"]',
+    "nested": b'{"id": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+}
+"""What stands in the place of a body, or of one frame's data."""
+UNASKED = b'{"error": {"message": "nobody asked for this", "type": "unasked", "param": null, "code": null}}'
 PAGE = b"<!doctype html><title>Just a moment...</title><h1>Checking your browser</h1>"
 
 
@@ -23,8 +31,10 @@ async def give(delivery: Delivery, answer: Answer) -> None:
     """Send an answer, with the fault that the directive asks for."""
     directive, wire = delivery.directive, delivery.wire
     fault = directive.fault or ""
-    if directive.hang_s is not None and fault not in ("stall", "stall_headers"):
+    if directive.hang_s is not None and fault not in SILENT_LATER:
         await asyncio.sleep(directive.hang_s)
+    if fault == "early_hints":
+        await delivery.write_raw(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 1000)
     if fault in INSTEAD:
         await INSTEAD[fault](delivery)
     elif fault in ERRORS:
@@ -69,12 +79,12 @@ async def _stream(delivery: Delivery, answer: Answer, frames: tuple[bytes, ...])
             delivery.frames += 1
     else:
         await delivery.send(styled)
-    await (delivery.close() if fault == "short_length" else delivery.finish())
+    await _end(delivery)
 
 
 async def _body(delivery: Delivery, answer: Answer) -> None:
     fault = delivery.directive.fault
-    data = NO_JSON if fault == "bad_json" else answer.body
+    data = NONSENSE.get(fault or "", answer.body)
     kind = "text/plain; charset=utf-8" if fault == "wrong_content_type" else JSON
     length = len(data) + 100 if fault == "short_length" else len(data)
     await delivery.open(kind, length, _headers(delivery, answer))
@@ -83,15 +93,29 @@ async def _body(delivery: Delivery, answer: Answer) -> None:
         delivery.frames += 1
     else:
         await delivery.send([data])
-    await (delivery.close() if fault == "short_length" else delivery.finish())
+    await _end(delivery)
+
+
+async def _end(delivery: Delivery) -> None:
+    """The end of an answer that was given whole."""
+    fault = delivery.directive.fault
+    if fault == "short_length":
+        await delivery.close()
+        return
+    await delivery.finish()
+    if fault == "second_answer":
+        if delivery.directive.hang_s:
+            await asyncio.sleep(delivery.directive.hang_s)
+        head = f"HTTP/1.1 200 OK\r\ncontent-type: {JSON}\r\ncontent-length: {len(UNASKED)}\r\n\r\n"
+        await delivery.write_raw(head.encode() + UNASKED)
 
 
 def _styled(delivery: Delivery, answer: Answer, frames: tuple[bytes, ...]) -> tuple[bytes, ...]:
     """The frames of a stream in the manner of the fault."""
     match delivery.directive.fault:
-        case "bad_json":
+        case "bad_json" | "bad_utf8" | "no_object" | "nested" as fault:
             at = strikes_at(delivery, frames)
-            bad = frames[at][: data_at(frames[at])] + NO_JSON + b"\n\n"
+            bad = frames[at][: data_at(frames[at])] + NONSENSE[fault] + b"\n\n"
             return (*frames[:at], bad, *frames[at + 1 :])
         case "crlf":
             return tuple(each.replace(b"\n", b"\r\n") for each in frames)
@@ -148,8 +172,8 @@ async def _strike_body(delivery: Delivery, answer: Answer) -> None:
         start, block = (b'{"id": "', b"a") if fault == "endless_line" else (b"", b" ")
         await _endless(delivery, start, block)
     else:
-        length = len(half) if fault == "eof" else len(answer.body)
-        await delivery.open(JSON, length, answer.headers)
+        lengths = {"eof": len(half), "bad_chunk": None}
+        await delivery.open(JSON, lengths.get(fault or "", len(answer.body)), answer.headers)
         await delivery.write(half)
     await STRIKES[fault or ""](delivery)
 
@@ -180,6 +204,27 @@ async def _empty(delivery: Delivery) -> None:
     await delivery.finish()
 
 
+async def _no_content(delivery: Delivery) -> None:
+    await delivery.open(JSON, status=204)
+    await delivery.finish()
+
+
+async def _not_http(delivery: Delivery) -> None:
+    await delivery.write_raw(b"220 ready\r\n")
+    await delivery.close()
+
+
+async def _two_lengths(delivery: Delivery) -> None:
+    head = f"HTTP/1.1 200 OK\r\ncontent-type: {JSON}\r\ncontent-length: 2\r\ncontent-length: 20\r\n\r\n"
+    await delivery.write_raw(head.encode() + b"{}" + b" " * 18)
+    await delivery.close()
+
+
+async def _bad_chunk(delivery: Delivery) -> None:
+    await delivery.write_raw(b"many\r\n")
+    await delivery.close()
+
+
 async def _redirect(delivery: Delivery) -> None:
     location = {"location": delivery.directive.location}
     await delivery.refuse(Refusal(307, "Moved.", headers=location))
@@ -198,6 +243,9 @@ async def _gzip_bomb(delivery: Delivery) -> None:
     await delivery.finish()
 
 
+SILENT_LATER = frozenset(("stall", "stall_headers", "second_answer"))
+"""Faults that have a silence of their own."""
+
 Act = Callable[[Delivery], Awaitable[None]]
 
 INSTEAD: dict[str, Act] = {
@@ -206,6 +254,9 @@ INSTEAD: dict[str, Act] = {
     "stall_headers": _hang,
     "html": _html,
     "empty": _empty,
+    "no_content": _no_content,
+    "not_http": _not_http,
+    "two_lengths": _two_lengths,
     "redirect": _redirect,
     "gzip_bomb": _gzip_bomb,
 }
@@ -214,6 +265,7 @@ STRIKES: dict[str, Act] = {
     "reset": Delivery.reset,
     "eof": Delivery.finish,
     "half_json": Delivery.close,
+    "bad_chunk": _bad_chunk,
     "stall": _hang,
     "error_frame": Delivery.finish,
     "failed": Delivery.finish,

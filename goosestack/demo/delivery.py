@@ -90,6 +90,14 @@ class Delivery:
             raise RuntimeError("the head of the answer comes first")
         await self._response.write(data)
 
+    async def write_raw(self, data: bytes) -> None:
+        """Send bytes past HTTP, as they are, once all before them has left."""
+        await self.flush()
+        transport = self._request.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the peer has gone")
+        transport.write(data)
+
     async def finish(self) -> None:
         """End the answer as HTTP wants it."""
         if self._response is not None:

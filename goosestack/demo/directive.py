@@ -50,7 +50,7 @@ class Directive:
     field. usage_raw: text sent as the value of usage, JSON or not. usage_mode: how often usage is
     reported. model, tier: what is reported as used. reasoning: hidden output tokens. status: of
     the answer; from 400 on, the vendor's error. hang_s: seconds of silence before the headers, or
-    of a stall. headers: added to the answer. location: where a redirect points.
+    of a stall, or before a second answer. headers: added to the answer. location: where a redirect points.
     """
 
     words: int | None = None

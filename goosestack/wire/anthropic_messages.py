@@ -14,7 +14,7 @@ import msgspec
 
 from goosestack.errors import Problem, Unsupported
 from goosestack.wire import Body, Call, Media, Reader, Reading, body as fields, envelope, parts
-from goosestack.wire.sse import Stream, Verdict
+from goosestack.wire.sse import Stream, Verdict, event_of
 
 PASSED = frozenset(
     """cache_control context_hint metadata output_config output_format stop_sequences temperature tool_choice top_k
@@ -360,7 +360,7 @@ class MessagesReader(Stream):
 
     def read(self, frame: bytes, payload: bytes) -> Verdict:
         """See `Stream.read`."""
-        return Verdict.LAST if payload and self._event(payload) else Verdict.PASS
+        return Verdict.LAST if payload and self._event(event_of(frame), payload) else Verdict.PASS
 
     def whole(self, data: bytes) -> bool:
         """See `Reader.whole`."""
@@ -371,21 +371,22 @@ class MessagesReader(Stream):
         self._take(message)
         return message.content is not None
 
-    def _event(self, payload: bytes) -> bool:
+    def _event(self, name: str, payload: bytes) -> bool:
         """Read one event; whether it ends the stream."""
         try:
             event = _EVENT.decode(payload)
         except parts.UNREADABLE:
             self.reading.output_bytes += len(payload)  # unreadable to us: the caller judges it, and it may be output
-            return False
+            return name == "message_stop"  # an end all the same, which nobody is to see before it is settled
         if event.delta is not None:
             for text in (event.delta.text, event.delta.partial_json, event.delta.thinking):
                 self.reading.saw(text)
         if event.message is not None:
             self._take(event.message, begins=True)
         self._report(bytes(event.usage))
-        self.reading.error = event.type == "error"
-        return event.type in ("message_stop", "error")
+        kind = event.type or name
+        self.reading.error = kind == "error"
+        return kind in ("message_stop", "error")
 
     def _take(self, message: _Message, *, begins: bool = False) -> None:
         self.reading.model = message.model or self.reading.model

@@ -17,7 +17,7 @@ import msgspec
 from goosestack.errors import Problem, Unsupported
 from goosestack.wire import Body, Call, Reading, body as fields, envelope, parts
 from goosestack.wire.parts import NULL, UNREADABLE, Details, given
-from goosestack.wire.sse import Stream, Verdict
+from goosestack.wire.sse import Stream, Verdict, event_of
 
 PASSED = frozenset(
     """client_metadata image include metadata moderation parallel_tool_calls prompt_cache_key prompt_cache_retention
@@ -317,7 +317,7 @@ class ResponsesReader(Stream):
         """See `Stream.read`."""
         if payload.startswith(b"[DONE]"):
             return Verdict.HIDE  # ends nothing here, but would end it for an SDK
-        return Verdict.LAST if payload and self._event(payload) else Verdict.PASS
+        return Verdict.LAST if payload and self._event(event_of(frame), payload) else Verdict.PASS
 
     def whole(self, data: bytes) -> bool:
         """See `Reader.whole`."""
@@ -332,15 +332,15 @@ class ResponsesReader(Stream):
         self.reading.error = response.status == "failed" and self.reading.usage is None
         return given(response.output) is not None
 
-    def _event(self, payload: bytes) -> bool:
+    def _event(self, name: str, payload: bytes) -> bool:
         """Read one event; whether it ends the stream."""
         reading = self.reading
         try:
             event = _EVENT.decode(payload)
         except UNREADABLE:
             reading.output_bytes += len(payload)  # unreadable to us: the caller judges it, and it may be output
-            return False
-        kind, delta = event.type or "", event.delta
+            return name in _TERMINAL  # an end all the same, which nobody is to see before it is settled
+        kind, delta = event.type or name, event.delta
         if type(event.sequence_number) is int:
             self.sequence = event.sequence_number
         if type(delta) is str and kind.endswith(".delta"):

@@ -124,3 +124,10 @@ def data_of(frame: bytes) -> bytes:
         return frame[start + 6 : -2]
     lines = [line[5:].removeprefix(b" ") for line in frame.splitlines() if line.startswith(b"data:")]
     return b"\n".join(lines)
+
+
+def event_of(frame: bytes) -> str:
+    """The name of a frame's event; empty where it has none."""
+    if not frame.startswith(b"event:"):
+        return ""
+    return frame[6 : frame.find(b"\n")].strip().decode("latin-1")

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from tests.proofs import disconnects, killed_daemon, killed_store, last_cent, model, power_loss, soak
+from tests.proofs import (
+    bad_input,
+    disconnects,
+    interrupted,
+    killed_daemon,
+    killed_store,
+    last_cent,
+    model,
+    power_loss,
+    soak,
+    upstream_faults,
+)
 from tests.proofs.proof import Proof
 
 PROOFS: tuple[Proof, ...] = (
@@ -10,7 +21,10 @@ PROOFS: tuple[Proof, ...] = (
     killed_store.PROOF,
     killed_daemon.PROOF,
     model.PROOF,
+    interrupted.PROOF,
     last_cent.PROOF,
     disconnects.PROOF,
+    upstream_faults.PROOF,
+    bad_input.PROOF,
     soak.PROOF,
 )

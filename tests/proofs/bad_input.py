@@ -1,0 +1,194 @@
+"""Everything that a caller should not send: by name, by mutation of what is right, and as bytes that are no HTTP.
+
+The names and what they are answered are those of the tables in `tests/test_threats_*.py` and `tests/bad_input.py`. The
+mutations begin with good requests in every wire format, and change what they are made of: types, sizes, nesting, keys
+that stand twice, numbers, texts, bytes. Whatever comes, nobody is answered 500; what is refused leaves no row and is
+not sent, of which the log of the upstream is the witness; and what still passes is billed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from tests.bad_input import Named, Telephone, named, raw_mutation, shouted, spoken
+from tests.mallory import Reply, assert_error, dialect
+from tests.mutations import mutation
+from tests.proofs.proof import Attempt, Proof
+from tests.world import Customer, World
+
+T = TypeVar("T")
+AT_ONCE = 4
+CENTS = 10**9
+RAW_SHARE = 20
+"""One in so many of what is mutated goes as bytes that may be no HTTP."""
+SILENT_S = 0.3
+"""How long bytes that have no answer are waited for; most of them are half a request."""
+P99_MS = 20
+
+
+@dataclass(slots=True)
+class Questioning:
+    """Who asks, and what came of it."""
+
+    attempt: Attempt
+    world: World
+    mallory: Customer
+    took: list[float] = field(default_factory=list)
+    """Of each refusal, in seconds."""
+    answered: dict[str, tuple[int, bytes]] = field(default_factory=dict)
+    """Status and request, by the id of the answer."""
+    statuses: Counter[int] = field(default_factory=Counter)
+
+    async def at_once(
+        self, pieces: Iterator[T], one: Callable[[T, Telephone], Awaitable[None]], workers: int = AT_ONCE
+    ) -> None:
+        """Work through the pieces, some at a time, each worker on a connection of its own."""
+
+        async def work() -> None:
+            line = Telephone(self.world.url)
+            for piece in pieces:
+                await one(piece, line)
+            line.hang_up()
+
+        await asyncio.gather(*(work() for _ in range(workers)))
+
+    async def named(self, case: Named, line: Telephone) -> None:
+        """One case of the tables: its status, in its envelope."""
+        reply = await line.ask(case.method, case.path, case.data, case.headers, self.mallory.key)
+        self.refused(case, reply)
+
+    def refused(self, case: Named, reply: Reply) -> None:
+        story = f"{case.name}: {reply.status} where {case.status} is right: {case.data[:200]!r}: {reply.body[:300]!r}"
+        self.attempt.must(reply.status == case.status, story)
+        headers = {name.lower(): value for name, value in case.headers}
+        try:
+            assert_error(reply, dialect(case.path, headers), case.status)
+        except (AssertionError, KeyError, ValueError) as error:
+            self.attempt.must(False, f"{case.name}: not in the caller's format: {error!r}: {reply.body[:300]!r}")
+        self.attempt.count("named")
+        self.attempt.meet(f"a {reply.status}")
+
+    async def mutated(self, data: tuple[str, bytes], line: Telephone) -> None:
+        """One mutation: any answer but a fault."""
+        path, body = data
+        started = time.perf_counter()
+        reply = await line.ask("POST", path, body, [], self.mallory.key)
+        if reply.status in (400, 404):
+            self.took.append(time.perf_counter() - started)
+        self.no_fault(f"POST {path} {body[:1500]!r}", reply)
+        self.answered[reply.headers["x-request-id"]] = (reply.status, body[:1500])
+
+    def no_fault(self, asked: str, reply: Reply) -> None:
+        self.attempt.must(reply.status < 500, f"{asked} is answered {reply.status}: {reply.body[:300]!r}")
+        self.attempt.count("fuzzed")
+        self.statuses[reply.status] += 1
+
+    async def raw(self, data: bytes, _line: Telephone) -> None:
+        """Bytes as they are, on a connection of their own."""
+        for reply in await shouted(self.world.url, data, SILENT_S):
+            self.attempt.must(reply.status < 500, f"{data[:1500]!r} is answered {reply.status}: {reply.body[:300]!r}")
+            self.attempt.meet("bytes that are refused" if reply.status == 400 else "bytes that pass")
+        self.attempt.count("fuzzed")
+
+
+def run(attempt: Attempt) -> None:
+    """By name, mutated, raw."""
+    attempt.expect("a 400", "a 401", "a 404", "a 415", "bytes that are refused", "a mutation that is refused")
+    attempt.expect("a mutation that still passes")
+    world = World.create(attempt.folder, DRAIN_S="5")
+    try:
+        by_name(attempt, world)
+        mutations(attempt, world)
+        raw_bytes(attempt, world)
+        output = world.daemon.program.text()
+        for sign in ("Traceback", '"kind":"fault"', "never retrieved"):
+            place = output.find(sign)
+            attempt.must(
+                place < 0, f"the daemon met what it did not expect: {output[max(0, place - 500) : place + 500]}"
+            )
+    finally:
+        world.close()
+
+
+def by_name(attempt: Attempt, world: World) -> None:
+    """What has a name: none of it leaves anything behind."""
+    asking = Questioning(attempt, world, world.customer(CENTS, name="mallory"))
+    cases, lines = list(named(asking.mallory.key)), list(spoken(asking.mallory.key))
+    if not attempt.full:
+        cases = [attempt.random.choice(cases) for _ in range(attempt.goal["named"])] + one_of_each_status(cases)
+        lines = attempt.random.sample(lines, 10)
+    attempt.random.shuffle(cases)
+    asyncio.run(asking.at_once(iter(cases), asking.named))
+    for case in lines:
+        replies = asyncio.run(shouted(world.url, case.data))
+        attempt.must(len(replies) == 1, f"{case.name}: {len(replies)} answers: {replies}")
+        attempt.must(
+            replies[0].status == case.status, f"{case.name}: {replies[0].status}, where {case.status} is right"
+        )
+        attempt.count("named")
+    attempt.must(
+        world.upstream.dispatches() == [], f"what was to be refused was sent: {world.upstream.dispatches()[:1]}"
+    )
+    attempt.must(world.rows() == [], f"what was to be refused was written down: {world.rows()[:1]}")
+
+
+def one_of_each_status(cases: list[Named]) -> list[Named]:
+    return list({case.status: case for case in cases}.values())
+
+
+def mutations(attempt: Attempt, world: World) -> None:
+    """What was right before it was changed."""
+    asking = Questioning(attempt, world, world.customer(CENTS, name="mallory"))
+    count = attempt.goal["fuzzed"] - attempt.goal["fuzzed"] // RAW_SHARE
+    asyncio.run(asking.at_once((mutation(attempt.random) for _ in range(count)), asking.mutated))
+    rows = {row["id"]: row for row in world.rows(asking.mallory)}
+    malformed: Counter[str] = Counter()
+    for request_id, (status, body) in asking.answered.items():
+        row = rows.pop(request_id, None)
+        if row is None:
+            attempt.must(status >= 400, f"answered {status} and not written down: {body[:1500]!r}")
+            attempt.meet("a mutation that is refused")
+            continue
+        attempt.meet("a mutation that still passes" if status == 200 else "a mutation that the provider refuses")
+        free = row["wire"] == "anthropic_count_tokens"
+        right = ("settled", "completed", not free) if status == 200 else ("released", f"refused_{status}", False)
+        found = (row["status"], row["reason"], row["charged"] > 0)
+        attempt.must(found == right, f"{status} is written down as {found}: {body[:1500]!r}")
+        if status != 200:
+            malformed[row["wire"]] += 1
+    attempt.must(not rows, f"written down, and never answered: {list(rows.values())[:1]}")
+    sent = len(world.upstream.dispatches())
+    written = len(world.rows())
+    attempt.must(sent == written, f"{sent:,} were sent, and {written:,} are written down")
+    took = sorted(asking.took)
+    p99 = 1000 * took[len(took) * 99 // 100]
+    attempt.figure(f"p99 of a refusal {p99:.1f} ms, of {P99_MS} at most; {len(took):,} of them, {AT_ONCE} at once")
+    attempt.figure(f"answers by status: {dict(sorted(asking.statuses.items()))}")
+    attempt.figure(f"sent, and refused by the strict upstream: {dict(malformed)}")
+
+
+def raw_bytes(attempt: Attempt, world: World) -> None:
+    """What may be no HTTP at all."""
+    asking = Questioning(attempt, world, world.customer(CENTS, name="mallory"))
+    count = attempt.goal["fuzzed"] // RAW_SHARE
+    pieces = (raw_mutation(attempt.random, asking.mallory.key) for _ in range(count))
+    asyncio.run(asking.at_once(pieces, asking.raw, workers=8 * AT_ONCE))
+    world.check()
+    sent, written = len(world.upstream.dispatches()), len(world.rows())
+    never_sent = sum(row["reason"] == "Ended" for row in world.rows(asking.mallory))
+    attempt.must(sent == written - never_sent, f"{sent:,} were sent, and {written:,} are written down")
+
+
+PROOF = Proof(
+    name="bad-input",
+    claim="nothing that is sent is a fault, what is refused is not sent on, and what passes is billed",
+    short={"named": 150, "fuzzed": 600},
+    full={"named": 400, "fuzzed": 200_000},
+    run=run,
+    limit_s=(60, 1500),
+)
