@@ -173,6 +173,8 @@ def _funding(value: str) -> tuple[str, ...]:
     names = _some_of(*PAYERS)(value)
     if not names:
         raise _Bad(f"must name at least one of {', '.join(PAYERS)}")
+    if names == ("overage",):
+        raise _Bad("must name allowance or credits beside overage, which nobody has whose cap is 0")
     return names
 
 

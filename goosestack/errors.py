@@ -310,6 +310,15 @@ class CapReached(Problem):
     retry = False
 
 
+class NothingPays(Problem):
+    """Nothing of this account pays for requests here. `GET /api/me` says which plan it has, and which cap on what is
+    spent beyond it."""
+
+    status, type = 402, "insufficient_credits"
+    openai, anthropic = ("insufficient_quota", "no_payer"), "billing_error"
+    retry = False
+
+
 class ModelNotSupported(Problem):
     """The model `{model}` is not sold here{hint}. `GET /v1/pricing` lists what is."""
 

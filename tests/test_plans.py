@@ -108,11 +108,17 @@ def test_no_start_on_plans_that_make_no_sense(folder: Path) -> None:
     assert refusal(folder, named).startswith(f"{folder / 'other.toml'} cannot be read: ")
 
 
-@pytest.mark.parametrize("value", ["gifts", "credits,credits", "allowance,", ",", "credits allowance", "Credits"])
+def test_a_list_of_payers_may_end_with_a_comma(folder: Path) -> None:
+    assert load({"FUNDING": "allowance,"}, folder).funding == ("allowance",)
+
+
+def test_no_start_where_overage_alone_would_pay(folder: Path) -> None:
+    told = "FUNDING must name allowance or credits beside overage, which nobody has whose cap is 0"
+    assert refusal(folder, {"FUNDING": "overage"}) == told
+
+
+@pytest.mark.parametrize("value", ["gifts", "credits,credits", ",", "credits allowance", "Credits"])
 def test_no_start_on_payers_that_there_are_none_of_or_twice(folder: Path, value: str) -> None:
-    if value == "allowance,":
-        assert load({"FUNDING": value}, folder).funding == ("allowance",)
-        return
     with pytest.raises(Refusal, match=r"^FUNDING must (list, each once, some of|name at least one of) credits, allow"):
         load({"FUNDING": value}, folder)
 
