@@ -23,7 +23,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Route
 
-from goosestack import __version__, admin, inbox, ledger, plans as planning, wiring
+from goosestack import __version__, admin, inbox, ledger, plans as planning, subscriptions, wiring
 from goosestack.api import Api, Health, limited
 from goosestack.auth import Identifier, Keys
 from goosestack.billing import Billing
@@ -296,6 +296,8 @@ async def _open(
     def warn(what: str) -> None:
         log.warning("plans", utc_now(), what=what)
 
+    for change in await subscriptions.fold_by(store, wiring.shop_of(config, plans).terms, utc_now()):
+        warn(f"by the plans as they are now: {change}")
     for name in await store.read(planning.unknown, plans, utc_now()):
         warn(f"there are users of the plan {name}, which there is none of")
     policy, supabase = wiring.policy_of(config), wiring.supabase_of(config, store, client, plans, utc_now, warn)

@@ -267,12 +267,13 @@ def test_a_subscriptions_period_has_an_account_of_its_own(world: World) -> None:
     assert use(world, carol, 4_000).status == 200
     world.daemon.program.stop()
     db, ends = sqlite3.connect(world.daemon.db), "2999-01-15T10:00:00.000Z"
+    paid = plans.Paid(ends, ends, ends)
     table = plans.load('[basic]\ntokens_per_month = 20_000\nstripe_prices = ["price_basic"]\n')
     with db:
-        plans.set_from_subscription(db, table, carol.id, "sub_1", {"price_basic": ends}, utc_now())
+        plans.set_from_subscription(db, table, carol.id, "sub_1", {"price_basic": paid}, utc_now())
     db.close()
     world.daemon.start()
-    period = plans.own_period(ends, utc_now())
+    period = plans.own_period(paid, utc_now())
     assert (me(world, carol)["plan"], me(world, carol)["used"], me(world, carol)["reset"]) == (
         "basic",
         0,

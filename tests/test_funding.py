@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,7 +40,7 @@ ASKED: tuple[tuple[str, Body], ...] = (
 )
 
 
-def create(folder: Path, plans: str, **settings: str) -> World:
+def create(folder: Path, plans: str, **settings: Any) -> World:
     (folder / "plans.toml").write_text(plans)
     return World.create(folder, PLANS_FILE=str(folder / "plans.toml"), **settings)
 
