@@ -121,6 +121,19 @@ class Plans:
         return best
 
 
+class Once:
+    """Tells every sentence once in the life of the process, and a hundred at most."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell, self._told = tell, set[str]()
+
+    def __call__(self, sentence: str) -> None:
+        """Tell it, unless that was done."""
+        if sentence not in self._told and len(self._told) < 100:
+            self._told.add(sentence)
+            self._tell(sentence)
+
+
 # --- plans.toml -----------------------------------------------------------------------------------------------
 
 

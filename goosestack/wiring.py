@@ -22,7 +22,7 @@ from goosestack.notices import Notifier
 from goosestack.payers import AllowanceFunding, CreditFunding, Funding, OverageFunding
 from goosestack.payments import Terms
 from goosestack.plan_table import Place, PlanTable
-from goosestack.plans import PlanError, Plans, load, matches
+from goosestack.plans import Once, PlanError, Plans, load, matches
 from goosestack.relay import Limits
 from goosestack.sinks import Sink
 from goosestack.sinks.openmeter import OpenMeter
@@ -166,7 +166,7 @@ def supabase_of(
         anonymous=config.supabase_anonymous,
         check=check,
         now=now,
-        plan=supabase.PlanClaim(tuple(place.split(".")), plans, warn) if kind == "claim" else None,
+        plan=supabase.PlanClaim(tuple(place.split(".")), plans, Once(warn)) if kind == "claim" else None,
     )
 
 

@@ -148,6 +148,15 @@ def test_a_source_of_the_project_needs_the_project(folder: Path) -> None:
     assert told == "PLAN_SOURCE=table:profiles.plan needs SUPABASE_SERVICE_KEY, which the table is read with"
 
 
+def test_a_sentence_is_told_once() -> None:
+    told: list[str] = []
+    tell = plans.Once(told.append)
+    for number in range(300):
+        tell("gold")
+        tell(f"gold{number}")
+    assert told == ["gold", *(f"gold{number}" for number in range(99))]
+
+
 # --- periods --------------------------------------------------------------------------------------------------
 
 
