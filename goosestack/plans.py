@@ -80,6 +80,8 @@ class Plans:
     """The plans that there are, the least first: by their tokens, then as they were written down."""
 
     by_name: Mapping[str, Plan] = field(default_factory=lambda: {plan.name: plan for plan in DEFAULTS})
+    customers_only: bool = False
+    """Whether what is used beyond them is billed to Stripe's customers, and to nobody else."""
 
     def rank(self, name: str) -> int:
         """Its place: a greater plan has a greater one."""
@@ -264,6 +266,8 @@ class Membership:
     """Until when it is said; None for good."""
     overage_cents: int = 0
     """What the user may use in the period beyond the plan's tokens."""
+    billable: bool = True
+    """Whether somebody can be sent an invoice for that."""
 
 
 def of_user(tx: Tx, plans: Plans, user_id: str, now: str) -> Membership:
@@ -276,7 +280,8 @@ def of_user(tx: Tx, plans: Plans, user_id: str, now: str) -> Membership:
     found = [_Said(*row) for row in rows if row[0] in plans.by_name]
     said = max((_Said(FREE), *found), key=lambda said: (plans.rank(said.plan), *said.weight))
     plan = plans.by_name[said.plan]
-    return Membership(plan, said.period(now), said.source, said.until, _overage(tx, plan, user_id))
+    billable = not plans.customers_only or _is_customer(tx, user_id)
+    return Membership(plan, said.period(now), said.source, said.until, _overage(tx, plan, user_id), billable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +304,11 @@ class _Said:
         if self.paid_since is None or self.paid_to is None or self.until is None:
             return month(now)
         return own_period(Paid(self.paid_since, self.paid_to, self.until), now)
+
+
+def _is_customer(tx: Tx, user_id: str) -> bool:
+    row = tx.execute("SELECT 1 FROM users WHERE id = ? AND stripe_customer_id IS NOT NULL", (user_id,)).fetchone()
+    return row is not None
 
 
 def _overage(tx: Tx, plan: Plan, user_id: str) -> int:

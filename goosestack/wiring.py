@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -187,7 +188,8 @@ def load_plans(config: Config, book: pricing.PriceBook) -> Plans:
         for pattern in plan.models:
             if not any(matches(pattern, model.id) for model in book.models.values()):
                 raise Refusal(f"plans.toml: {plan.name}: {pattern} is no model that has a price")
-    return found
+    invoiced = config.meters == ("stripe_meter",) and "overage" in config.stripe_meter_payers
+    return replace(found, customers_only=invoiced)
 
 
 def plans_count(config: Config, plans: Plans) -> bool:

@@ -347,6 +347,21 @@ def test_a_user_caps_what_they_spend_and_the_operator_what_they_may(world: World
     assert use(world, carol, 6_000).status == 429
 
 
+def test_what_is_held_for_others_is_not_told_as_left_and_is_shown_also_where_the_cap_is_gone(world: World) -> None:
+    carol = carol_of(world)
+    assert use(world, carol, 4_700).status == 200
+    operator_of(world).json("plans", "cap", carol.id, "30")
+    slow = chat(directed("Hi", words=500, delay_ms=20), stream=True, max_completion_tokens=16_000)
+    with opened(world, "/v1/chat/completions", key=carol.key, body=slow):
+        shown = me(world, carol)["overage"]
+        assert shown["held_cents"] > 0
+        reply = use(world, carol, 400)
+        left = int(reply.headers["x-goosestack-overage-remaining-cents"])
+        assert left == me(world, carol)["overage"]["remaining_cents"] <= 30 - shown["held_cents"]
+        operator_of(world).json("plans", "cap", carol.id, "0")
+        assert me(world, carol)["overage"]["held_cents"] == shown["held_cents"]
+
+
 @pytest.mark.parametrize(
     "body", [{}, {"cents": -1}, {"cents": 1.5}, {"cents": "5"}, {"cents": True}, {"cents": 10**12}]
 )

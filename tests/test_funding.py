@@ -12,6 +12,7 @@ from goosestack import bidding
 from goosestack.errors import NothingPays
 from goosestack.wire import Body
 from tests.asking import ask, chat
+from tests.shops import Shop
 from tests.test_allowance import buy, carol_of, payers, use
 from tests.test_bounds import TODAY, UPSTREAMS, WIRES
 from tests.world import World
@@ -97,3 +98,23 @@ def test_a_cap_that_nobody_can_hold_whole_is_lowered_to_what_the_last_payer_can(
     assert reply.status == 200, reply.data
     assert 256 <= int(reply.headers["x-goosestack-output-cap"]) < 1_000
     assert payers(lowering, carol)[-1] == "credits"
+
+
+# --- what is billed later -------------------------------------------------------------------------------------
+
+
+def test_whom_stripe_could_not_send_an_invoice_spends_nothing_beyond_the_plan(folder: Path) -> None:
+    (folder / "plans.toml").write_text("[free]\ntokens_per_month = 1_000\noverage_cents = 100\n")
+    metered: Any = {"METERS": "stripe_meter", "STRIPE_METER_EVENT": "tokens", "PLANS_FILE": str(folder / "plans.toml")}
+    shop = Shop.open(folder, FUNDING="allowance,overage", **metered)
+    try:
+        carol = carol_of(shop.world)
+        reply = use(shop.world, carol, 2_000)
+        assert (reply.status, reply.json()["error"]["code"]) == (402, "no_customer")
+        assert shop.world.upstream.dispatches() == [] == shop.world.rows()
+        assert use(shop.world, carol, 500).status == 200
+        shop.checkout(carol)
+        reply = use(shop.world, carol, 2_000)
+        assert (reply.status, reply.headers["x-goosestack-payer"]) == (200, "overage")
+    finally:
+        shop.close()
