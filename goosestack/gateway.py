@@ -50,6 +50,8 @@ class Gateway(Desk):
     """Per address, for whoever proves nothing."""
     plans: Plans | None = None
     """None where they count for nothing."""
+    rations: bool = False
+    """Whether what plans give is what requests are paid with, rather than how often one may ask alone."""
     plan_limits: Mapping[str, RateLimit] = field(default_factory=dict)
     """Of the plans that name one, per user."""
     plan_table: PlanTable | None = None

@@ -395,7 +395,11 @@ def set_cap(tx: Tx, user_id: str, set_by: str, cents: int | None, now: str) -> N
         raise PlanError(f"a cap must be from 0 to {MOST_CENTS} cents")
 
 
-def unknown(tx: Tx, plans: Plans, now: str) -> list[str]:
-    """Plans that somebody has and that there are none of: whoever has one is on a lesser one."""
-    rows = tx.execute("SELECT DISTINCT plan FROM user_plans WHERE until IS NULL OR until > ? ORDER BY plan", (now,))
-    return [plan for (plan,) in rows if plan not in plans.by_name]
+def unknown(tx: Tx, plans: Plans, now: str) -> dict[str, int]:
+    """Plans that somebody has and that there are none of, and how many users: they are on lesser ones."""
+    rows = tx.execute(
+        "SELECT plan, count(DISTINCT user_id) FROM user_plans WHERE until IS NULL OR until > ?"
+        " GROUP BY plan ORDER BY plan",
+        (now,),
+    )
+    return {plan: users for plan, users in rows if plan not in plans.by_name}

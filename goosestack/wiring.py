@@ -192,9 +192,9 @@ def load_plans(config: Config, book: pricing.PriceBook) -> Plans:
     return replace(found, customers_only=invoiced)
 
 
-def plans_count(config: Config, plans: Plans) -> bool:
-    """Whether it must be known of a caller which plan they have."""
-    return plans.limiting or bool({"allowance", "overage"} & set(config.funding))
+def plans_pay(config: Config) -> bool:
+    """Whether what plans give is what requests are paid with."""
+    return bool({"allowance", "overage"} & set(config.funding))
 
 
 def fundings_of(config: Config, plans: Plans, policy: Policy) -> tuple[Funding, ...]:

@@ -424,6 +424,20 @@ def test_without_plans_in_the_funding_nobody_is_rationed(shared_world: World) ->
     assert me(shared_world, alice)["plan"] is None
 
 
+def test_where_plans_only_say_how_often_nothing_is_told_of_tokens(folder: Path) -> None:
+    world = create(folder, "credits")
+    try:
+        carol = carol_of(world, cents=100)
+        assign(world, carol, "busy")
+        assert buy(world, carol).status == 200
+        shown = me(world, carol)
+        assert (shown["plan"], shown["limits"]["requests"]) == ("busy", 3)
+        assert [shown[name] for name in ("quota", "used", "held", "remaining", "reset", "overage")] == [None] * 6
+        assert ask(world, "GET", "/v1/usage", key=carol.key).json()["allowance"] is None
+    finally:
+        world.close()
+
+
 # --- the operator's command -----------------------------------------------------------------------------------
 
 
@@ -445,3 +459,27 @@ def test_plans_are_listed_shown_and_assigned(world: World) -> None:
     )
     assert operator.refused("plans", "assign", "nobody@example.com", "pro") == "there is no user nobody@example.com"
     assert "whole number of cents" in operator.run("plans", "cap", carol.id, "few", expect=2)[1]
+
+
+def test_a_plan_that_was_removed_is_told_wherever_the_operator_looks_and_what_is_listed_is_what_counts(
+    folder: Path,
+) -> None:
+    world = create(folder, "allowance")
+    try:
+        carol, operator = carol_of(world), operator_of(world)
+        assign(world, carol, "busy")
+        (folder / "plans.toml").write_text(TABLE.replace("[busy]", "[calm]"))
+        assert "busy" in [plan["name"] for plan in operator.json("plans", "list")], "the daemon has not read it yet"
+        assert ask(world, "GET", "/readyz").json()["degraded"] is False
+        world.daemon.program.stop()
+        assert "calm" in [plan["name"] for plan in operator.json("plans", "list")]
+        assert "1 have the plan busy, which there is none of" in operator.run("check")[0]
+        world.daemon.start()
+        assert "1 have the plan busy, which there is none of" in world.daemon.program.text()
+        ready = ask(world, "GET", "/readyz")
+        assert (ready.status, ready.json()["degraded"], ready.json()["unknown_plans"]) == (200, True, {"busy": 1})
+        assert b"\ngoosestack_unknown_plan_users 1.0\n" in ask(world, "GET", "/metrics").data
+        assert operator.json("check")["unknown_plans"] == {"busy": 1}
+        assert me(world, carol)["plan"] == "free"
+    finally:
+        world.close()

@@ -288,7 +288,8 @@ def test_an_assignment_takes_nothing_from_what_is_paid_for(books: sqlite3.Connec
 def test_a_plan_that_there_is_none_of_any_more_gives_nothing_and_is_told(books: sqlite3.Connection) -> None:
     plans.assign(books, "carol", "gold", None, NOW)
     assert plan_of(books) == "free"
-    assert plans.unknown(books, SOLD, NOW) == ["gold"]
+    assert plans.unknown(books, SOLD, NOW) == {"gold": 1}
+    assert plans.unknown(books, plans.load("[gold]\ntokens_per_month = 5\n"), NOW) == {}
 
 
 def test_a_user_lowers_their_cap_and_never_raises_it_above_the_operators(books: sqlite3.Connection) -> None:
