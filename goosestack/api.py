@@ -247,9 +247,8 @@ class Api:
         gateway = self._gateway
         await gateway.store.write(plans.set_cap, caller.user_id, plans.USER, cents, gateway.now())
         caller = gateway.with_plan(caller)
-        return JSONResponse(
-            {"cents": cents, "overage": (await gateway.store.read(_me, caller, gateway.rations))["plan"]["overage"]}
-        )
+        shown = await gateway.store.read(_plan, caller, gateway.rations)
+        return JSONResponse({"cents": cents, "overage": shown["overage"]})
 
     async def usage(self, request: Request) -> Response:
         """`GET /v1/usage`: balance, what was used, the latest requests; `?since&until&limit&cursor`, `format=csv`."""

@@ -473,9 +473,9 @@ def test_a_plan_that_was_removed_is_told_wherever_the_operator_looks_and_what_is
         assert ask(world, "GET", "/readyz").json()["degraded"] is False
         world.daemon.program.stop()
         assert "calm" in [plan["name"] for plan in operator.json("plans", "list")]
-        assert "1 have the plan busy, which there is none of" in operator.run("check")[0]
+        assert "there is no plan busy; users who have it: 1" in operator.run("check")[0]
         world.daemon.start()
-        assert "1 have the plan busy, which there is none of" in world.daemon.program.text()
+        assert "there is no plan busy; users who have it: 1" in world.daemon.program.text()
         ready = ask(world, "GET", "/readyz")
         assert (ready.status, ready.json()["degraded"], ready.json()["unknown_plans"]) == (200, True, {"busy": 1})
         assert b"\ngoosestack_unknown_plan_users 1.0\n" in ask(world, "GET", "/metrics").data
