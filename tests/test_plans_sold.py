@@ -136,6 +136,24 @@ def test_an_upgrade_that_is_asked_for_with_the_next_invoice_counts_from_that_one
     assert sale.me(carol)["plan"] == "pro"
 
 
+def test_the_fake_refuses_a_change_of_price_that_it_does_not_know(sale: Sale) -> None:
+    carol = sale.shop.world.customer(0, name="carol")
+    subscription = sale.subscribe(carol, sale.pro)
+    (item,) = sale.shop.till.object(subscription)["items"]["data"]
+
+    def refused(**asked: str) -> str:
+        status, answer, _ = sale.shop.till.ask("POST", f"/v1/subscriptions/{subscription}", urlencode(asked))
+        assert status in (400, 404), answer
+        return str(answer["error"]["param"])
+
+    to_basic = {"items[0][id]": item["id"], "items[0][price]": sale.basic}
+    assert refused(**to_basic, proration_behavior="always_invoice") == "items[0][price]"
+    assert refused(**{**to_basic, "items[0][id]": "si_other"}) == "items[0][id]"
+    assert refused(**{**to_basic, "items[0][price]": "price_other"}) == "items[0][price]"
+    assert refused(**to_basic, proration_behavior="sometimes") == "proration_behavior"
+    assert sale.shop.till.object(subscription)["items"]["data"] == [item]
+
+
 def test_prices_that_give_other_plans_do_so_from_the_next_start_on(sale: Sale) -> None:
     carol = sale.shop.world.customer(0, name="carol")
     subscription = sale.subscribe(carol, sale.basic)
