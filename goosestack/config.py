@@ -374,7 +374,7 @@ class Config:
         "Billing", None, _stripe_price, "The monthly price of Pro at Stripe; without it, $10 a month."
     )
     pro_grace_hours: int = option(
-        "Billing", "3", _integer(0, 720), "How long Pro outlasts a paid period while its subscription goes on."
+        "Billing", "3", _integer(0, 720), "How long Pro and plans outlast a paid period while its subscription goes on."
     )
     stripe_api_base: str | None = option("Billing", None, _url, "Another address of Stripe, for tests.")
     topups: tuple[Topup, ...] = option(
