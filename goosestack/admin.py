@@ -12,6 +12,7 @@ import os
 import time
 import unicodedata
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -135,6 +136,10 @@ class Admin:
         """A user's credits."""
         return await self._store.read(_show_credit, user)
 
+    async def plan_list(self) -> Answer:
+        """The plans that there are."""
+        return show_plans(self._plans)
+
     async def plan_assign(self, user: str, plan: str, until: str | None) -> Answer:
         """Give a user a plan; another that was given before ends with the month."""
         self._plans.find(plan)
@@ -154,7 +159,9 @@ class Admin:
         if not books.wrong:
             await self._store.write(ledger.verify, books, self._now())
         reported = await self.meters_status(0)
-        return {"ok": not books.wrong, "accounts": books.accounts, "wrong": books.wrong, "meters": reported}
+        unknown = await self._store.read(planning.unknown, self._plans, self._now())
+        found = {"ok": not books.wrong, "accounts": books.accounts, "wrong": books.wrong}
+        return {**found, "meters": reported, "unknown_plans": unknown}
 
     async def meters_status(self, letters: int) -> Answer:
         """How far each sink has got; so many of the dead letters of each."""
@@ -225,6 +232,7 @@ VERBS: Mapping[str, Callable[..., Awaitable[Answer]]] = {
     "key_revoke": Admin.key_revoke,
     "credit_grant": Admin.credit_grant,
     "credit_show": Admin.credit_show,
+    "plan_list": Admin.plan_list,
     "plan_assign": Admin.plan_assign,
     "plan_cap": Admin.plan_cap,
     "plan_show": Admin.plan_show,
@@ -289,6 +297,11 @@ def _grant(tx: Tx, user: str, cents: int, note: str, ref: str, now: str) -> Answ
 def _show_credit(tx: Tx, user: str) -> Answer:
     user_id = accounts.find_user(tx, user)
     return {"id": user_id, **accounts.funds(tx, user_id)}
+
+
+def show_plans(plans: Plans) -> Answer:
+    """All of them, the least first."""
+    return [asdict(plan) for plan in plans.by_name.values()]
 
 
 def _assign_plan(tx: Tx, plans: Plans, user: str, plan: str, until: str | None, now: str) -> Answer:

@@ -19,30 +19,6 @@ TOKENS, OVERAGE = "tokens", "usd_cents"
 """The units of the two accounts."""
 
 
-def open_tokens(tx: Tx, member: Membership, user_id: str, now: str) -> int:
-    """The account of the period's tokens, with what the plan gives."""
-    period = member.period.ref
-    return _open(tx, user_id, TOKENS, period, f"plan:{user_id}:{period}", member.plan.tokens, now)
-
-
-def open_overage(tx: Tx, member: Membership, user_id: str, now: str) -> int:
-    """The account of the period's cents beyond the plan, with what may be spent."""
-    ref = _overage_ref(member)
-    return _open(tx, user_id, OVERAGE, ref, f"{user_id}:{ref}", member.overage_cents, now)
-
-
-def _overage_ref(member: Membership) -> str:
-    return f"overage:{member.period.ref}"
-
-
-def _open(tx: Tx, user_id: str, unit: str, ref: str, grant: str, target: int, now: str) -> int:
-    account_id = ledger.open_account(tx, user_id, unit, now, ref)
-    granted = tx.execute("SELECT target FROM dues WHERE ref = ?", (grant,)).fetchone()
-    if granted is None or granted[0] != target:
-        ledger.bring(tx, account_id, "grant", grant, target, now)
-    return account_id
-
-
 @dataclass(frozen=True, slots=True)
 class Rest:
     """What is left of a grant, in units (`available` in grains). `used` is what has settled, `held` rounded up."""
@@ -53,36 +29,57 @@ class Rest:
     """Below zero where more is used than is granted now."""
 
 
-def tokens_of(tx: Tx, member: Membership, user_id: str) -> Rest:
-    """The period's tokens, whether their account is open yet or not."""
-    return _rest(tx, user_id, TOKENS, member.period.ref, member.plan.tokens)
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a period gives a user of one unit: which account it goes to, under which name, and how much it is now."""
+
+    user_id: str
+    unit: str
+    ref: str
+    name: str
+    target: int
+
+    def open(self, tx: Tx, now: str) -> int:
+        """The account, with what it should have been granted by now."""
+        account_id = ledger.open_account(tx, self.user_id, self.unit, now, self.ref)
+        granted = tx.execute("SELECT target FROM dues WHERE ref = ?", (self.name,)).fetchone()
+        if granted is None or granted[0] != self.target:
+            ledger.bring(tx, account_id, "grant", self.name, self.target, now)
+        return account_id
+
+    def rest(self, tx: Tx) -> Rest:
+        """What is left of it, whether its account is open yet or not."""
+        grain = GRAINS[self.unit]
+        row = tx.execute(
+            "SELECT balance, carry, held, (SELECT coalesce(sum(amount), 0) FROM entries WHERE account_id = accounts.id)"
+            " FROM accounts WHERE user_id = ? AND unit = ? AND ref = ?",
+            (self.user_id, self.unit, self.ref),
+        ).fetchone()
+        if row is None:
+            return Rest(0, 0, self.target * grain)
+        balance, carry, held, entered = row
+        used = entered - balance
+        return Rest(used, -(-held // grain), (self.target - used) * grain + carry - held)
 
 
-def overage_of(tx: Tx, member: Membership, user_id: str) -> Rest:
-    """The same of the cents beyond them."""
-    return _rest(tx, user_id, OVERAGE, _overage_ref(member), member.overage_cents)
+def tokens(member: Membership, user_id: str) -> Grant:
+    """The period's tokens."""
+    ref = member.period.ref
+    return Grant(user_id, TOKENS, ref, f"plan:{user_id}:{ref}", member.plan.tokens)
 
 
-def _rest(tx: Tx, user_id: str, unit: str, ref: str, granted: int) -> Rest:
-    grain = GRAINS[unit]
-    row = tx.execute(
-        "SELECT balance, carry, held, (SELECT coalesce(sum(amount), 0) FROM entries WHERE account_id = accounts.id)"
-        " FROM accounts WHERE user_id = ? AND unit = ? AND ref = ?",
-        (user_id, unit, ref),
-    ).fetchone()
-    if row is None:
-        return Rest(0, 0, granted * grain)
-    balance, carry, held, entered = row
-    used = entered - balance
-    return Rest(used, -(-held // grain), (granted - used) * grain + carry - held)
+def overage(member: Membership, user_id: str) -> Grant:
+    """The cents beyond them, up to what may be spent."""
+    ref = f"overage:{member.period.ref}"
+    return Grant(user_id, OVERAGE, ref, f"{user_id}:{ref}", member.overage_cents)
 
 
 def shown(tx: Tx, member: Membership, user_id: str) -> dict[str, object]:
     """A user's plan and what is left of it: `plan`, `until`, `quota`, `used`, `held`, `remaining`, `reset`, and of
     what is beyond, in cents, `overage` (`cap_cents`, `used_cents`, `held_cents`, `remaining_cents`; None for nothing).
     """
-    rest, beyond = tokens_of(tx, member, user_id), overage_of(tx, member, user_id)
-    overage = {
+    rest, beyond = tokens(member, user_id).rest(tx), overage(member, user_id).rest(tx)
+    cents = {
         "cap_cents": member.overage_cents,
         "used_cents": beyond.used,
         "held_cents": beyond.held,
@@ -96,5 +93,5 @@ def shown(tx: Tx, member: Membership, user_id: str) -> dict[str, object]:
         "held": rest.held,
         "remaining": max(0, rest.available),
         "reset": member.period.ends_at,
-        "overage": overage if member.overage_cents or beyond.used else None,
+        "overage": cents if member.overage_cents or beyond.used or beyond.held else None,
     }

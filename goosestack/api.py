@@ -223,7 +223,7 @@ class Api:
         where none rations them."""
         caller = await self._caller(request)
         gateway = self._gateway
-        answer = await gateway.store.read(_me, caller)
+        answer = await gateway.store.read(_me, caller, gateway.rations)
         often, at_once = gateway.rate_limit_of(caller), gateway.most_in_flight(caller)
         limits = {
             "requests": often.requests,
@@ -247,7 +247,8 @@ class Api:
         gateway = self._gateway
         await gateway.store.write(plans.set_cap, caller.user_id, plans.USER, cents, gateway.now())
         caller = gateway.with_plan(caller)
-        return JSONResponse({"cents": cents, "overage": (await gateway.store.read(_me, caller))["plan"]["overage"]})
+        shown = await gateway.store.read(_plan, caller, gateway.rations)
+        return JSONResponse({"cents": cents, "overage": shown["overage"]})
 
     async def usage(self, request: Request) -> Response:
         """`GET /v1/usage`: balance, what was used, the latest requests; `?since&until&limit&cursor`, `format=csv`."""
@@ -266,7 +267,7 @@ class Api:
         cursor = query.get("cursor")
         if cursor is not None and (len(cursor) > 64 or not cursor.isascii() or not cursor.startswith("req_")):
             raise errors.Invalid(reason="`cursor` must be the `next_cursor` of an earlier answer", param="cursor")
-        answer = await store.read(_usage, caller, start, since, until, cursor, limit)
+        answer = await store.read(_usage, caller, self._gateway.rations, start, since, until, cursor, limit)
         until_pro = answer["pro_until"]
         answer["pro"] = isinstance(until_pro, str) and until_pro > self._gateway.now()
         return JSONResponse(answer)
@@ -318,16 +319,18 @@ class Api:
     # --- the operator's ---
 
     async def ready(self, request: Request) -> Response:
-        """`GET /readyz`: books, upstreams, disk; 503 where something is wrong. A meter that lags only degrades it."""
+        """`GET /readyz`: books, upstreams, disk; 503 where something is wrong. A meter that lags only degrades it, and
+        so does a plan that somebody has and that there is none of."""
         self._operator(request)
         gateway, health = self._gateway, self._health
-        reported = await self._meters()
+        reported, unknown = await self._meters(), await self._unknown_plans()
         state = {
             "books": {"ok": not health.wrong, "wrong": list(health.wrong), "checked_at": health.checked_at},
             "upstreams": sorted(name for name, provider in gateway.upstreams.providers.items() if provider.key),
             "disk": {"ok": not gateway.store.full},
             "meters": {sink.pop("sink"): sink for sink in reported},
-            "degraded": any(not sink["ok"] for sink in reported),
+            "unknown_plans": unknown,
+            "degraded": bool(unknown) or any(not sink["ok"] for sink in reported),
             "in_flight": len(gateway.live),
             "stopping": gateway.stopping,
         }
@@ -340,6 +343,7 @@ class Api:
         metrics, gateway = self._gateway.metrics, self._gateway
         metrics.set("goosestack_open_holds", len(gateway.live))
         metrics.set("goosestack_disk_full", int(gateway.store.full))
+        metrics.set("goosestack_unknown_plan_users", sum((await self._unknown_plans()).values()))
         for sink in await self._meters():
             metrics.meter_lag.set((sink["sink"],), sink["lag"])
             metrics.meter_lag_seconds.set((sink["sink"],), sink["lag_s"])
@@ -352,6 +356,13 @@ class Api:
             return []
         known = await self._gateway.store.read(meters.status, self._gateway.now())
         return [sink for sink in known if sink["sink"] in self._health.sinks]
+
+    async def _unknown_plans(self) -> dict[str, int]:
+        """Plans that users have and that there are none of, where plans count."""
+        gateway = self._gateway
+        if gateway.plans is None:
+            return {}
+        return await gateway.store.read(plans.unknown, gateway.plans, gateway.now())
 
     def _operator(self, request: Request) -> None:
         """Raise NotPermitted unless the request comes from this machine or bears the operator's token."""
@@ -377,25 +388,29 @@ def _keys_of(tx: Tx, user_id: str) -> list[dict[str, object]]:
     return [{name: key[name] for name in key if name != "user_id"} for key in accounts.list_keys(tx, user_id)]
 
 
-def _me(tx: Tx, caller: Principal) -> dict[str, Any]:
+def _me(tx: Tx, caller: Principal, rations: bool) -> dict[str, Any]:
     funds = accounts.funds(tx, caller.user_id)
     return {
         "user": accounts.show_user(tx, caller.user_id),
-        "plan": _plan(tx, caller),
+        "plan": _plan(tx, caller, rations),
         "balance": {**funds, "balance_usd": _usd(funds["balance_cents"])},
     }
 
 
-def _plan(tx: Tx, caller: Principal) -> dict[str, object]:
-    """The caller's plan and what is left of it; all null where none rations them."""
+def _plan(tx: Tx, caller: Principal, rations: bool) -> dict[str, object]:
+    """The caller's plan and what is left of it; its name alone where it says no more than how often they may ask, and
+    nothing where plans count for nothing."""
     if caller.member is None:
         return dict.fromkeys(PLAN)
+    if not rations:
+        return {**dict.fromkeys(PLAN), "plan": caller.member.plan.name, "until": caller.member.until}
     return allowance.shown(tx, caller.member, caller.user_id)
 
 
 def _usage(
     tx: Tx,
     caller: Principal,
+    rations: bool,
     start: datetime,
     since: datetime | None,
     until: datetime | None,
@@ -416,7 +431,7 @@ def _usage(
         "recent_requests": rows,
         "next_cursor": rows[-1]["id"] if len(rows) == limit else None,
         "api_keys": _keys_of(tx, caller.user_id),
-        "allowance": None if caller.member is None else _plan(tx, caller),
+        "allowance": _plan(tx, caller, rations) if rations else None,
     }
 
 

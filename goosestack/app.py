@@ -23,7 +23,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Route
 
-from goosestack import __version__, admin, inbox, ledger, plans as planning, wiring
+from goosestack import __version__, admin, inbox, ledger, plans as planning, subscriptions, wiring
 from goosestack.api import Api, Health, limited
 from goosestack.auth import Identifier, Keys
 from goosestack.billing import Billing
@@ -296,8 +296,10 @@ async def _open(
     def warn(what: str) -> None:
         log.warning("plans", utc_now(), what=what)
 
-    for name in await store.read(planning.unknown, plans, utc_now()):
-        warn(f"there are users of the plan {name}, which there is none of")
+    for change in await subscriptions.fold_by(store, wiring.shop_of(config, plans).terms, utc_now()):
+        warn(f"by the plans as they are now: {change}")
+    for name, users in (await store.read(planning.unknown, plans, utc_now())).items():
+        warn(f"there is no plan {name}; users who have it: {users}")
     policy, supabase = wiring.policy_of(config), wiring.supabase_of(config, store, client, plans, utc_now, warn)
     identifiers: list[Identifier] = [Keys(store)]
     gateway = Gateway(
@@ -305,7 +307,8 @@ async def _open(
         process_id=process_id,
         identifiers=identifiers if supabase is None else [*identifiers, supabase],
         fundings=wiring.fundings_of(config, plans, policy),
-        plans=plans if wiring.plans_count(config, plans) else None,
+        plans=plans if plans.limiting or wiring.plans_pay(config) else None,
+        rations=wiring.plans_pay(config),
         plan_limits=wiring.plan_limits_of(plans),
         plan_table=wiring.plan_table_of(config, store, client, plans, utc_now, warn),
         upstreams=upstreams,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from goosestack import pricing, upstream
-from goosestack.errors import Invalid, Problem, Unsupported
+from goosestack.errors import Invalid, NothingPays, Problem, Unsupported
 from goosestack.http import Broken, Client, Lost, NotSent
 from goosestack.logs import redact
 from goosestack.payers import Payer, Shortage
@@ -42,7 +42,7 @@ class Policy:
     default_output_cap: int = 32_000
     """Output tokens where the caller names no cap; 0 for the model's own maximum."""
     clamp: bool = False
-    """Whether a cap that cannot be afforded is lowered, rather than refused."""
+    """Whether a cap that nobody can hold is lowered to what the last payer can, rather than refused."""
     public_url: str | None = None
 
 
@@ -57,7 +57,7 @@ class Bid:
     payload: bytes
     """The body as it goes upstream."""
     payer: Payer | None = None
-    """Whose turn it is to pay; None where nobody's account pays."""
+    """Whose turn it is to pay; None only where the caller's own key does, or nothing is to be paid."""
     others: tuple[Payer, ...] = ()
     """Who is asked after that."""
     own_key: bool = False
@@ -87,7 +87,8 @@ async def bid(
     today: str,
     query: str = "",
 ) -> Bid:
-    """What the call can cost at most. Raises a Problem for what is not sold, or cannot be priced or bounded."""
+    """What the call can cost at most, and who pays first. Raises a Problem for what is not sold, or cannot be priced or
+    bounded, and where nobody pays."""
     if own_key is not None:
         offer = upstream.with_query(upstreams.own_offer(wire, call.model, own_key), query)
         headers = upstream.headers(offer, wire, own_key, callers_headers, own_key=True)
@@ -117,7 +118,8 @@ async def bid(
         call.web_searches,
     )
     made.others = tuple(payers)
-    next_payer(made, policy, today)
+    if not next_payer(made, policy, today):
+        raise NothingPays()
     return made
 
 
@@ -145,7 +147,8 @@ def price(made: Bid, policy: Policy, today: str) -> None:
     _refuse_unpriced(call, made.payer.prices(made.offer.model)[0], today)
     made.at_most, made.nanos = quote(made, made.demand, today)
     made.at_least = made.at_most
-    if call.cap_field is not None and (call.cap is None or policy.clamp or made.payer.clamps):
+    lowers = made.payer.clamps or (policy.clamp and not made.others)  # while others could hold all of it, they may
+    if call.cap_field is not None and (call.cap is None or lowers):
         least = replace(made.demand, output=min(LEAST_OUTPUT, made.cap) * call.answers)
         made.at_least, _ = quote(made, least, today)
 

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -321,7 +321,7 @@ def _asked(config: Config, verb: str, args: Mapping[str, object]) -> Any:
 
     try:
         with _refusals():
-            plans = _plans(config) if verb.startswith("plan_") else None
+            plans = _plans(config) if verb.startswith("plan_") or verb == "check" else None
             return asyncio.run(admin.call(config.db_path, verb, args, app.utc_now, plans, cashier))
     except admin.VerbError as error:
         click.echo(f"goosestack: {error}", err=True)
@@ -517,16 +517,20 @@ def plans_group(context: click.Context) -> None:
 @plans_group.command("list")
 @JSON
 def plans_list(as_json: bool = False) -> None:
-    """List the plans, with what plans.toml changes."""
+    """List the plans, with what plans.toml changes: as the daemon has read it, where one runs."""
     config = load()
-    with _refusals():
-        found = _plans(config)
-    rows = [asdict(plan) for plan in found.by_name.values()]
+    if config.db_path.exists():
+        rows = ask("plan_list")
+    else:
+        with _refusals():
+            rows = admin.show_plans(_plans(config))
     lines = [f"{'plan':14} {'tokens/month':>14} {'a minute':>9} {'at once':>8} {'overage, cents':>15}  models"]
-    for plan in found.by_name.values():
-        often, at_once = ("-" if most is None else f"{most:,}" for most in (plan.requests_per_minute, plan.in_flight))
-        shown = f"{plan.name:14} {plan.tokens:>14,} {often:>9} {at_once:>8} {plan.overage_cents:>15,}"
-        lines.append(f"{shown}  {' '.join(plan.models)}")
+    for plan in rows:
+        often, at_once = (
+            "-" if plan[most] is None else f"{plan[most]:,}" for most in ("requests_per_minute", "in_flight")
+        )
+        shown = f"{plan['name']:14} {plan['tokens']:>14,} {often:>9} {at_once:>8} {plan['overage_cents']:>15,}"
+        lines.append(f"{shown}  {' '.join(plan['models'])}")
     _print(rows, as_json, "\n".join(lines))
 
 
@@ -674,6 +678,7 @@ def check(full: bool, as_json: bool) -> None:
     """Recompute the books from the rows; exit code 1 where they do not add up."""
     found = ask("check", full=full)
     lines = [*found["wrong"], f"{found['accounts']} accounts, {len(found['wrong'])} differences"]
+    lines += [f"there is no plan {name}; users who have it: {users}" for name, users in found["unknown_plans"].items()]
     text = "\n".join([*lines, *(_meter_line(sink) for sink in found["meters"])])
     _print(found, as_json, text)
     sys.exit(0 if found["ok"] else 1)

@@ -173,6 +173,8 @@ def _funding(value: str) -> tuple[str, ...]:
     names = _some_of(*PAYERS)(value)
     if not names:
         raise _Bad(f"must name at least one of {', '.join(PAYERS)}")
+    if names == ("overage",):
+        raise _Bad("must name allowance or credits beside overage, which nobody has whose cap is 0")
     return names
 
 
@@ -372,7 +374,7 @@ class Config:
         "Billing", None, _stripe_price, "The monthly price of Pro at Stripe; without it, $10 a month."
     )
     pro_grace_hours: int = option(
-        "Billing", "3", _integer(0, 720), "How long Pro outlasts a paid period while its subscription goes on."
+        "Billing", "3", _integer(0, 720), "How long Pro and plans outlast a paid period while its subscription goes on."
     )
     stripe_api_base: str | None = option("Billing", None, _url, "Another address of Stripe, for tests.")
     topups: tuple[Topup, ...] = option(

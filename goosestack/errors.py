@@ -310,6 +310,24 @@ class CapReached(Problem):
     retry = False
 
 
+class NotBillable(Problem):
+    """What is spent beyond a plan is billed by Stripe, where this account is no customer yet. A checkout makes it one
+    (`POST /billing/checkout`); else ask the operator."""
+
+    status, type = 402, "insufficient_credits"
+    openai, anthropic = ("insufficient_quota", "no_customer"), "billing_error"
+    retry = False
+
+
+class NothingPays(Problem):
+    """Nothing of this account pays for requests here. `GET /api/me` says which plan it has, and which cap on what is
+    spent beyond it."""
+
+    status, type = 402, "insufficient_credits"
+    openai, anthropic = ("insufficient_quota", "no_payer"), "billing_error"
+    retry = False
+
+
 class ModelNotSupported(Problem):
     """The model `{model}` is not sold here{hint}. `GET /v1/pricing` lists what is."""
 

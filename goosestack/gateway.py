@@ -50,6 +50,8 @@ class Gateway(Desk):
     """Per address, for whoever proves nothing."""
     plans: Plans | None = None
     """None where they count for nothing."""
+    rations: bool = False
+    """Whether what plans give is what requests are paid with, rather than how often one may ask alone."""
     plan_limits: Mapping[str, RateLimit] = field(default_factory=dict)
     """Of the plans that name one, per user."""
     plan_table: PlanTable | None = None
@@ -241,14 +243,13 @@ def _require_funds_for_large(gateway: Gateway, payers: Sequence[Payer], scope: S
     declared = next((int(value) for name, value in scope["headers"] if name == b"content-length"), None)
     if declared is not None and declared <= THREAD_ABOVE_BYTES:
         return
-    refusal: errors.Problem | None = None
+    refusal: errors.Problem = errors.NothingPays()
     for payer in payers:
         found = gateway.store.peek(payer.look)
         if found.available > 0 and not found.debt:
             return
         refusal = payer.refuse(Shortage(1, max(0, found.available), None, found.debt))
-    if refusal is not None:
-        raise refusal
+    raise refusal
 
 
 def _require_no_debt(gateway: Gateway, payers: Sequence[Payer]) -> None:

@@ -112,6 +112,7 @@ class Metrics:
             "goosestack_open_holds": ("Requests in flight.", 0),
             "goosestack_disk_full": ("1 while the disk has no room.", 0),
             "goosestack_books_wrong": ("Differences that the last check found.", 0),
+            "goosestack_unknown_plan_users": ("Users of a plan that there is none of.", 0),
         }
         self._registry = CollectorRegistry()
         self._registry.register(self)

@@ -13,12 +13,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from goosestack import allowance, ledger, plans, pricing
 from goosestack.accounts import Principal
-from goosestack.errors import CapReached, InDebt, InsufficientFunds, ModelNotInPlan, Problem, QuotaExceeded
-from goosestack.ledger import Authorized, NewHold, Settled
+from goosestack.allowance import Grant
+from goosestack.errors import (
+    CapReached,
+    InDebt,
+    InsufficientFunds,
+    ModelNotInPlan,
+    NotBillable,
+    Problem,
+    QuotaExceeded,
+)
+from goosestack.ledger import GRAINS, Authorized, NewHold, Settled
 from goosestack.plans import Membership, Plans
 from goosestack.pricing import Model, Terms
 from goosestack.store import Tx
@@ -228,6 +237,8 @@ class OverageFunding:
 class _Planned(_OfUsers):
     """What the two have in common. Which plan counts is looked up again where the hold is made."""
 
+    gives: ClassVar[staticmethod[[Membership, str], Grant]]
+    """What pays, of what a plan gives in its period."""
     user_id: str
     member: Membership
     """As it was when the request came in."""
@@ -249,8 +260,20 @@ class _Planned(_OfUsers):
         """See `Payer.prices`."""
         return model, self.terms
 
-    def _now(self, tx: Tx, now: str) -> Membership:
-        return plans.of_user(tx, self.plans, self.user_id, now)
+    @property
+    def unit(self) -> str:
+        """See `Payer.unit`."""
+        return self.gives(self.member, self.user_id).unit
+
+    def authorize(self, tx: Tx, hold: NewHold, at_least: int, at_most: int, now: str) -> Authorized:
+        """See `Payer.authorize`."""
+        member = plans.of_user(tx, self.plans, self.user_id, now)
+        account_id = self.gives(member, self.user_id).open(tx, now)
+        return ledger.authorize(tx, replace(hold, account_id=account_id), at_least, at_most, now)
+
+    def look(self, tx: Tx) -> Authorized:
+        """See `Payer.look`."""
+        return Authorized(None, max(0, self.gives(self.member, self.user_id).rest(tx).available))
 
     @property
     def _reset(self) -> dict[str, str]:
@@ -262,19 +285,7 @@ class Allowance(_Planned):
 
     __slots__ = ()
 
-    @property
-    def unit(self) -> str:
-        """See `Payer.unit`."""
-        return allowance.TOKENS
-
-    def authorize(self, tx: Tx, hold: NewHold, at_least: int, at_most: int, now: str) -> Authorized:
-        """See `Payer.authorize`."""
-        account_id = allowance.open_tokens(tx, self._now(tx, now), self.user_id, now)
-        return ledger.authorize(tx, replace(hold, account_id=account_id), at_least, at_most, now)
-
-    def look(self, tx: Tx) -> Authorized:
-        """See `Payer.look`."""
-        return Authorized(None, max(0, allowance.tokens_of(tx, self.member, self.user_id).available))
+    gives = staticmethod(allowance.tokens)
 
     def grains(self, nanos: int, tokens: int) -> int:
         """See `Payer.grains`."""
@@ -309,19 +320,13 @@ class Overage(_Planned):
 
     __slots__ = ()
 
-    @property
-    def unit(self) -> str:
-        """See `Payer.unit`."""
-        return allowance.OVERAGE
+    gives = staticmethod(allowance.overage)
 
-    def authorize(self, tx: Tx, hold: NewHold, at_least: int, at_most: int, now: str) -> Authorized:
-        """See `Payer.authorize`."""
-        account_id = allowance.open_overage(tx, self._now(tx, now), self.user_id, now)
-        return ledger.authorize(tx, replace(hold, account_id=account_id), at_least, at_most, now)
-
-    def look(self, tx: Tx) -> Authorized:
-        """See `Payer.look`."""
-        return Authorized(None, max(0, allowance.overage_of(tx, self.member, self.user_id).available))
+    def admit(self, model: Model) -> None:
+        """See `Payer.admit`: whom nobody could send an invoice is refused."""
+        super().admit(model)
+        if not self.member.billable:
+            raise NotBillable()
 
     def grains(self, nanos: int, tokens: int) -> int:
         """See `Payer.grains`."""
@@ -344,7 +349,7 @@ class Overage(_Planned):
             "x-goosestack-payer": "overage",
             "x-goosestack-cost-usd": pricing.dollars(receipt.nanos),
             "x-goosestack-cost-cents": str(receipt.billed),
-            "x-goosestack-overage-remaining-cents": str(receipt.balance),
+            "x-goosestack-overage-remaining-cents": str(receipt.available // GRAINS[self.unit]),
             **self._reset,
         }
 

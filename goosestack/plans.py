@@ -3,7 +3,8 @@
 A plan is data: the table below, changed by the operator's `plans.toml`. Who has which is what *sources* have said: the
 operator, a subscription, the sign-in service. Each says a plan and until when, and nothing else is kept. Of all that
 is in force the greatest counts, and where nothing is, it is `free`. So an upgrade counts at once; a downgrade is
-a smaller plan said beside a greater one that has an end: the end of its period.
+a smaller plan said beside a greater one that has an end: the end of its period. A subscription's own period goes on
+until the next one is paid for, so that nothing is given before that.
 """
 
 from __future__ import annotations
@@ -79,6 +80,8 @@ class Plans:
     """The plans that there are, the least first: by their tokens, then as they were written down."""
 
     by_name: Mapping[str, Plan] = field(default_factory=lambda: {plan.name: plan for plan in DEFAULTS})
+    customers_only: bool = False
+    """Whether what is used beyond them is billed to Stripe's customers, and to nobody else."""
 
     def rank(self, name: str) -> int:
         """Its place: a greater plan has a greater one."""
@@ -101,6 +104,10 @@ class Plans:
         """The prices of Stripe's that give a plan."""
         return frozenset(price for plan in self.by_name.values() for price in plan.stripe_prices)
 
+    def gives(self, price: str) -> str:
+        """The plan that one of `prices` gives."""
+        return next(plan.name for plan in self.by_name.values() if price in plan.stripe_prices)
+
     def heard(self, said: object, strange: Callable[[str], None]) -> str | None:
         """The greatest plan that a sign-in service names, by a text or a list of them; None for none but the free
         one. `strange` is told of a name that is no plan's."""
@@ -114,6 +121,19 @@ class Plans:
             elif name != FREE and (best is None or self.rank(name) > self.rank(best)):
                 best = name
         return best
+
+
+class Once:
+    """Tells every sentence once in the life of the process, and a hundred at most."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell, self._told = tell, set[str]()
+
+    def __call__(self, sentence: str) -> None:
+        """Tell it, unless that was done."""
+        if sentence not in self._told and len(self._told) < 100:
+            self._told.add(sentence)
+            self._tell(sentence)
 
 
 # --- plans.toml -----------------------------------------------------------------------------------------------
@@ -193,23 +213,37 @@ class Period:
 def month(now: str) -> Period:
     """The month (UTC) that a time is in."""
     moment = datetime.fromisoformat(now).astimezone(UTC)
-    return Period(f"{moment:%Y-%m}", _iso(_months_later(moment.replace(day=1, hour=0, minute=0, second=0), 1)))
+    return Period(f"{moment:%Y-%m}", _iso(_months_later(moment.replace(hour=0, minute=0, second=0), 1, day=1)))
 
 
-def own_period(until: str, now: str) -> Period:
-    """The month that a time is in, of what is paid for `until` later: months are counted back from there, so that
-    paying on, or more for the rest of one, does not begin another."""
-    end, moment = datetime.fromisoformat(until), datetime.fromisoformat(now)
+@dataclass(frozen=True, slots=True)
+class Paid:
+    """What a subscription has paid for at a price."""
+
+    since: str
+    to: str
+    """The period that was paid last, a month or more; its months end on the later of its two days."""
+    until: str
+    """Until when it counts: a little longer than it is paid for while the next payment is expected, or less."""
+
+
+def own_period(paid: Paid, now: str) -> Period:
+    """The month that a time is in, of what is paid for: months are counted back from its end, so that paying on, or
+    more for the rest of one, does not begin another. Until the next is paid for, the last one goes on."""
+    end, moment = datetime.fromisoformat(paid.to), datetime.fromisoformat(now)
+    if end <= moment:
+        return Period(_iso(end), paid.until)
+    day = max(datetime.fromisoformat(paid.since).day, end.day)  # of those from the 31st, one may end on the 30th
     back = (end.year - moment.year) * 12 + end.month - moment.month + 1
-    while (ends := _months_later(end, -back)) <= moment:
+    while (ends := _months_later(end, -back, day)) <= moment:
         back -= 1
     return Period(_iso(ends), _iso(ends))
 
 
-def _months_later(moment: datetime, months: int) -> datetime:
-    """So many months later, on the same day, or on the month's last where it has none such."""
+def _months_later(moment: datetime, months: int, day: int) -> datetime:
+    """So many months later, on a day, or on the month's last where it has none such."""
     year, month0 = divmod(moment.year * 12 + moment.month - 1 + months, 12)
-    day = min(moment.day, monthrange(year, month0 + 1)[1])
+    day = min(day, monthrange(year, month0 + 1)[1])
     return moment.replace(year=year, month=month0 + 1, day=day)
 
 
@@ -232,21 +266,49 @@ class Membership:
     """Until when it is said; None for good."""
     overage_cents: int = 0
     """What the user may use in the period beyond the plan's tokens."""
+    billable: bool = True
+    """Whether somebody can be sent an invoice for that."""
 
 
 def of_user(tx: Tx, plans: Plans, user_id: str, now: str) -> Membership:
     """The greatest plan that is in force for a user."""
     rows = tx.execute(
-        "SELECT plan, source, until, own_period FROM user_plans WHERE user_id = ? AND (until IS NULL OR until > ?)",
+        "SELECT plan, source, until, paid_since, paid_to FROM user_plans"
+        " WHERE user_id = ? AND (until IS NULL OR until > ?)",
         (user_id, now),
     ).fetchall()
-    known = [row for row in rows if row[0] in plans.by_name]
-    if not known:
-        free = plans.by_name[FREE]
-        return Membership(free, month(now), overage_cents=_overage(tx, free, user_id))
-    name, source, until, own = max(known, key=lambda row: (plans.rank(row[0]), row[3], row[2] or "~", row[1]))
-    plan, period = plans.by_name[name], own_period(until, now) if own else month(now)
-    return Membership(plan, period, source, until, _overage(tx, plan, user_id))
+    found = [_Said(*row) for row in rows if row[0] in plans.by_name]
+    said = max((_Said(FREE), *found), key=lambda said: (plans.rank(said.plan), *said.weight))
+    plan = plans.by_name[said.plan]
+    billable = not plans.customers_only or _is_customer(tx, user_id)
+    return Membership(plan, said.period(now), said.source, said.until, _overage(tx, plan, user_id), billable)
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """A plan that a user has been given; see the table."""
+
+    plan: str
+    source: str | None = None
+    until: str | None = None
+    paid_since: str | None = None
+    paid_to: str | None = None
+
+    @property
+    def weight(self) -> tuple[bool, bool, str, str]:
+        """Of two that give the same plan, the heavier counts: what is paid for, then the longer one."""
+        return self.source is not None, self.paid_to is not None, self.until or "~", self.source or ""
+
+    def period(self, now: str) -> Period:
+        """The period that a time is in."""
+        if self.paid_since is None or self.paid_to is None or self.until is None:
+            return month(now)
+        return own_period(Paid(self.paid_since, self.paid_to, self.until), now)
+
+
+def _is_customer(tx: Tx, user_id: str) -> bool:
+    row = tx.execute("SELECT 1 FROM users WHERE id = ? AND stripe_customer_id IS NOT NULL", (user_id,)).fetchone()
+    return row is not None
 
 
 def _overage(tx: Tx, plan: Plan, user_id: str) -> int:
@@ -282,26 +344,39 @@ def stands(tx: Tx, user_id: str, plan: str, until: str) -> bool:
 
 
 def set_from_subscription(
-    tx: Tx, plans: Plans, user_id: str, subscription: str, paid: Mapping[str, str | None], now: str
-) -> None:
-    """A subscription was folded anew: until when it is paid for at each of `plans.prices`; None, or none, for a price
-    at which nothing is. What it said before, and says no more, is taken back. Its plans have its own periods."""
+    tx: Tx, plans: Plans, user_id: str, subscription: str, paid: Mapping[str, Paid], now: str
+) -> list[str]:
+    """A subscription was folded anew: what it has paid for at each of `plans.prices` where it has. What it said before,
+    and says no more, is taken back, whatever plans there are now. Answers what has changed."""
+    said: dict[str, Paid] = {}
     for plan in plans.by_name.values():
-        until = max((at for price in plan.stripe_prices if (at := paid.get(price)) is not None), default=None)
-        if until is not None:
-            _say(tx, user_id, subscription, plan.name, until, now, own_period=1)
-        else:
-            tx.execute(
-                "DELETE FROM user_plans WHERE user_id = ? AND source = ? AND plan = ?",
-                (user_id, subscription, plan.name),
-            )
+        if at := [paid[price] for price in plan.stripe_prices if price in paid]:
+            said[plan.name] = max(at, key=lambda paid: (paid.until, paid.to, paid.since))
+    before = _paid_by(tx, user_id, subscription)
+    if said == before:
+        return []
+    tx.execute("DELETE FROM user_plans WHERE user_id = ? AND source = ?", (user_id, subscription))
+    for name, each in said.items():
+        _say(tx, user_id, subscription, name, each.until, now, each)
+    changed = [f"{name} until {each.until}" for name, each in said.items() if before.get(name) != each]
+    return [*changed, *(f"no {name}" for name in before if name not in said)]
 
 
-def _say(tx: Tx, user_id: str, source: str, plan: str, until: str | None, now: str, own_period: int = 0) -> None:
+def _paid_by(tx: Tx, user_id: str, subscription: str) -> dict[str, Paid]:
+    rows = tx.execute(
+        "SELECT plan, paid_since, paid_to, until FROM user_plans WHERE user_id = ? AND source = ? ORDER BY plan",
+        (user_id, subscription),
+    )
+    return {plan: Paid(since, to, until) for plan, since, to, until in rows}
+
+
+def _say(tx: Tx, user_id: str, source: str, plan: str, until: str | None, now: str, paid: Paid | None = None) -> None:
+    since, to = (None, None) if paid is None else (paid.since, paid.to)
     tx.execute(
-        "INSERT INTO user_plans (user_id, source, plan, until, own_period, updated_at) VALUES (?, ?, ?, ?, ?, ?)"
-        " ON CONFLICT (user_id, source, plan) DO UPDATE SET until = excluded.until, updated_at = excluded.updated_at",
-        (user_id, source, plan, until, own_period, now),
+        "INSERT INTO user_plans (user_id, source, plan, until, paid_since, paid_to, updated_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (user_id, source, plan)"
+        " DO UPDATE SET until = excluded.until, updated_at = excluded.updated_at",
+        (user_id, source, plan, until, since, to, now),
     )
 
 
@@ -320,7 +395,11 @@ def set_cap(tx: Tx, user_id: str, set_by: str, cents: int | None, now: str) -> N
         raise PlanError(f"a cap must be from 0 to {MOST_CENTS} cents")
 
 
-def unknown(tx: Tx, plans: Plans, now: str) -> list[str]:
-    """Plans that somebody has and that there are none of: whoever has one is on a lesser one."""
-    rows = tx.execute("SELECT DISTINCT plan FROM user_plans WHERE until IS NULL OR until > ? ORDER BY plan", (now,))
-    return [plan for (plan,) in rows if plan not in plans.by_name]
+def unknown(tx: Tx, plans: Plans, now: str) -> dict[str, int]:
+    """Plans that somebody has and that there are none of, and how many users: they are on lesser ones."""
+    rows = tx.execute(
+        "SELECT plan, count(DISTINCT user_id) FROM user_plans WHERE until IS NULL OR until > ?"
+        " GROUP BY plan ORDER BY plan",
+        (now,),
+    )
+    return {plan: users for plan, users in rows if plan not in plans.by_name}

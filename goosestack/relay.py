@@ -199,6 +199,7 @@ class Relay:
     async def _hold(self, at_least: int) -> Authorized:
         """Make the hold, at least so much of it."""
         caller, bid, desk, payer = self.caller, self.bid, self.desk, self.bid.payer
+        assert payer is not None or bid.own_key or bid.call.free
         answers: list[Authorized] = []
         hold = NewHold(
             self.id,

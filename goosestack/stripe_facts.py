@@ -95,17 +95,20 @@ class Dispute:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What an invoice asks for: one price, up to a time (Unix seconds)."""
+    """What an invoice asks for: one price, from one time to another (Unix seconds)."""
 
     price: str | None
     amount: int
     currency: str
+    since: int
     until: int
+    prorated: bool = False
+    """Whether it is for the rest of a period that has begun, as after a change of price: it begins none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Invoice:
-    """An invoice (`in_`) of a subscription. Lines of a proration are left out: they begin nothing."""
+    """An invoice (`in_`) of a subscription."""
 
     id: str
     subscription: str
@@ -414,7 +417,7 @@ def _invoice(found: Object, state: str | None, at: int) -> Sequence[News]:
     subscription = _link(details, "subscription") or _link(found, "subscription")
     if subscription is None:
         return ()
-    lines = [line for line in (_line(each) for each in _items(found, "lines")) if line is not None]
+    lines = tuple(_line(each) for each in _items(found, "lines"))
     payments = [_inner(each, "payment") for each in _items(found, "payments")]
     intents = [_link(payment, "payment_intent") for payment in payments] + [_link(found, "payment_intent")]
     return (
@@ -425,7 +428,7 @@ def _invoice(found: Object, state: str | None, at: int) -> Sequence[News]:
             livemode=_flag(found, "livemode"),
             state=state or _text(found, "status"),
             amount_paid=_count(found, "amount_paid"),
-            lines=tuple(lines),
+            lines=lines,
             metadata=_metadata(details),
             intent=next((intent for intent in intents if intent is not None), None),
             url=_url(found, "hosted_invoice_url"),
@@ -435,15 +438,21 @@ def _invoice(found: Object, state: str | None, at: int) -> Sequence[News]:
     )
 
 
-def _line(found: Object) -> Line | None:
-    details = _inner(_inner(found, "parent"), "subscription_item_details")
-    if details.get("proration", found.get("proration")) is True:
-        return None
+def _line(found: Object) -> Line:
+    parent, period = _inner(found, "parent"), _inner(found, "period")
+    details = _inner(parent, "subscription_item_details") or _inner(parent, "invoice_item_details")
     price = _link(_inner(_inner(found, "pricing"), "price_details"), "price") or _link(found, "price")
     amount = found.get("amount")
     if type(amount) is not int:
         raise Unreadable("a line without an amount")
-    return Line(price, amount, _text(found, "currency"), _time(_inner(found, "period"), "end"))
+    return Line(
+        price=price,
+        amount=amount,
+        currency=_text(found, "currency"),
+        since=_time(period, "start"),
+        until=_time(period, "end"),
+        prorated=details.get("proration", found.get("proration")) is True,
+    )
 
 
 def _paying(found: Object) -> Sequence[Paying]:

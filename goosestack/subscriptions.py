@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import msgspec
+
 from goosestack import plans
 from goosestack.accounts import set_paid_pro
 from goosestack.facts import Fact, disputes, facts_about, keep, keep_page, refunds
@@ -26,7 +28,8 @@ from goosestack.payments import (
     find,
     user_of_customer,
 )
-from goosestack.store import Tx
+from goosestack.plans import Paid, Plans
+from goosestack.store import Store, Tx
 from goosestack.stripe_facts import Invoice, Line, Paying, Subscription
 
 OVER = ("canceled", "unpaid", "paused", "incomplete_expired")
@@ -45,6 +48,12 @@ _LIFE = ("incomplete", "trialing", "active", "past_due", "unpaid", "paused", "in
 PULLED = "pulled"
 """The object of a status that we asked for, rather than were told of."""
 
+SHORTEST_S = 28 * 86_400
+"""The shortest month: what is paid for less at a plan's price would be given a month's tokens each time."""
+
+AT_ONCE = 200
+"""Subscriptions that are folded in one transaction."""
+
 AD_HOC = "ad-hoc"
 """The price of a subscription that was sold at an amount of ours, where the operator has named no price of Stripe's."""
 
@@ -57,16 +66,25 @@ class Subscribed:
     price: str | None = None
     until: int | None = None
     """Unix seconds; None where nothing was paid."""
+    since: int = 0
+    to: int = 0
+    """The period that was paid last, whatever became of it."""
+    last: bool = False
+    """Whether no other price was paid for longer."""
 
 
-def fold(facts: Iterable[Fact], prices: frozenset[str]) -> Subscribed:
+def fold(facts: Iterable[Fact], prices: frozenset[str], *, prorated: bool = False) -> Subscribed:
     """A subscription's standing, from the facts about it, its invoices, and their payments. An invoice whose money went
-    back whole, or is disputed away, was not paid."""
+    back whole, or is disputed away, was not paid. With `prorated` it counts, too, what was paid for the rest of a
+    period; that ends with the period and extends nothing."""
     known = set(facts)
-    periods = [fact for fact in known if fact.name == "period" and fact.detail in prices]
-    paid = [fact for fact in periods if not _taken_back(fact.object, known)]
-    furthest = max(paid, key=lambda fact: (fact.amount, fact.detail), default=None)
-    until = None if furthest is None else furthest.amount
+    paid = [fact for fact in known if fact.name in ("period", "prorated") and not _taken_back(fact.object, known)]
+    periods = [fact for fact in paid if fact.name == "period"]
+    running = max((fact.amount for fact in periods), default=0)
+    rests = [fact for fact in paid if prorated and fact.name == "prorated" and fact.amount <= running]
+    at_prices = [fact for fact in periods + rests if fact.detail in prices]
+    furthest = max(at_prices, key=lambda fact: (fact.amount, fact.detail), default=None)
+    until = to = None if furthest is None else furthest.amount
     ended = min((fact.amount for fact in known if fact.name == "ended"), default=None)
     told = max((fact for fact in known if fact.name == "status"), key=_moment, default=None)
     status = "canceled" if ended is not None else told.detail if told is not None else "active" if until else "new"
@@ -75,7 +93,10 @@ def fold(facts: Iterable[Fact], prices: frozenset[str]) -> Subscribed:
     over = ended if ended is not None else _over_since(known)
     if until is not None and over is not None:
         until = min(until, over)
-    return Subscribed(status, None if furthest is None else furthest.detail, until)
+    if furthest is None or to is None:
+        return Subscribed(status)
+    since = max((fact.at for fact in periods if fact.amount == to), default=0)
+    return Subscribed(status, furthest.detail, until, since, to, to == running)
 
 
 def _over_since(facts: set[Fact]) -> int | None:
@@ -164,18 +185,9 @@ def note_invoice(tx: Tx, news: Invoice, terms: Terms, now: str) -> str | None:
     if user_id is None:
         return None
     payment = find(tx, "id", named) or find(tx, "subscription_id", news.subscription)
-    periods = [(line, _price(line, payment)) for line in news.lines if line.amount > 0]
     if news.state == "paid":
-        known = frozenset() if terms.plans is None else terms.plans.prices
-        if payment is not None and not any(
-            price in (AD_HOC, payment.price_id, terms.pro_price) or price in known for _, price in periods
-        ):
-            raise Review(f"{payment.id}: {news.id} is not for what was sold")
-        keep(
-            tx,
-            Fact(news.subscription, "invoice", news.id, news.amount_paid, news.created),
-            *(Fact(news.subscription, "period", news.id, line.until, detail=price) for line, price in periods if price),
-        )
+        paid = _paid_for(news, payment, terms)
+        keep(tx, Fact(news.subscription, "invoice", news.id, news.amount_paid, news.created), *paid)
         keep_page(tx, news.subscription, news.id, news.url, news.at)
     if news.intent is not None:
         keep(tx, Fact(news.id, "intent", news.intent))
@@ -189,6 +201,25 @@ def note_invoice(tx: Tx, news: Invoice, terms: Terms, now: str) -> str | None:
         }
         tell(tx, "payment.failed", told, now)
     return news.subscription
+
+
+def _paid_for(news: Invoice, payment: Payment | None, terms: Terms) -> list[Fact]:
+    """What a paid invoice paid for: periods, and the rest of one at the prices that give a plan. Raises Review."""
+    gives = frozenset[str]() if terms.plans is None else terms.plans.prices
+    lines = [(line, _price(line, payment)) for line in news.lines if line.amount > 0]
+    lines = [(line, price) for line, price in lines if not line.prorated or price in gives]
+    if payment is not None and not any(
+        price in (AD_HOC, payment.price_id, terms.pro_price) or price in gives for _, price in lines
+    ):
+        raise Review(f"{payment.id}: {news.id} is not for what was sold")
+    for line, price in lines:
+        if price in gives and not line.prorated and line.until - line.since < SHORTEST_S:
+            raise Review(f"{news.id}: a plan's price must be monthly or yearly, and {price} is paid for less")
+    return [
+        Fact(news.subscription, "prorated" if line.prorated else "period", news.id, line.until, line.since, price)
+        for line, price in lines
+        if price is not None
+    ]
 
 
 def _price(line: Line, payment: Payment | None) -> str | None:
@@ -250,6 +281,20 @@ def of_intent(tx: Tx, intent: str) -> str | None:
     return None if row is None else of_invoice(tx, row[0])
 
 
+def plans_paid(facts: Iterable[Fact], terms: Terms) -> dict[str, Paid]:
+    """What a subscription has paid for at each price that gives a plan. The last period goes on for the grace while the
+    next payment is expected: nothing is given for that before it comes."""
+    found: dict[str, Paid] = {}
+    for price in () if terms.plans is None else terms.plans.prices:
+        stands = fold(facts, frozenset((price,)), prorated=True)
+        if stands.until is not None:
+            until = iso(stands.until)
+            if stands.last and stands.status in CURRENT:
+                until = later(until, terms.pro_grace_s)
+            found[price] = Paid(iso(stands.since), iso(stands.to), until)
+    return found
+
+
 def refold(tx: Tx, subscription: str, terms: Terms, now: str) -> Change:
     """Compute where a subscription stands, and until when its user is Pro by all of theirs."""
     row = tx.execute("SELECT user_id, status, until FROM subscriptions WHERE id = ?", (subscription,)).fetchone()
@@ -257,10 +302,8 @@ def refold(tx: Tx, subscription: str, terms: Terms, now: str) -> Change:
         return Change()
     user_id, status, until = row
     facts = _gather(tx, subscription)
-    if terms.plans is not None:
-        at = {price: fold(facts, frozenset((price,))).until for price in terms.plans.prices}
-        paid_at = {price: None if end is None else iso(end) for price, end in at.items()}
-        plans.set_from_subscription(tx, terms.plans, user_id, subscription, paid_at, now)
+    table = Plans() if terms.plans is None else terms.plans
+    given = plans.set_from_subscription(tx, table, user_id, subscription, plans_paid(facts, terms), now)
     stands = fold(facts, prices(tx, subscription, terms))
     paid = None if stands.until is None else iso(stands.until)
     tx.execute(
@@ -272,9 +315,39 @@ def refold(tx: Tx, subscription: str, terms: Terms, now: str) -> Change:
     ).fetchall()
     ends = [later(end, terms.pro_grace_s) if state in CURRENT else end for state, end in rows]
     set_paid_pro(tx, user_id, max(ends, default=None))
-    if (stands.status, paid) == (status, until):
-        return Change()
-    return Change(f"{subscription}: {status} -> {stands.status}, paid until {paid or 'never'}")
+    changed = [] if (stands.status, paid) == (status, until) else [f"{status} -> {stands.status}"]
+    if changed:
+        changed.append(f"paid until {paid or 'never'}")
+    told = ", ".join([*changed, *given])
+    return Change(f"{subscription}: {told}" if told else "")
+
+
+async def fold_by(store: Store, terms: Terms, now: str) -> list[str]:
+    """Fold every subscription anew where that was done by other terms before: prices that give other plans, another
+    grace. What has changed. For a start, before anything is served."""
+    mapping = {} if terms.plans is None else {price: terms.plans.gives(price) for price in sorted(terms.plans.prices)}
+    wanted = msgspec.json.encode({"plans": mapping, "grace_s": terms.pro_grace_s}).decode()
+    changes: list[str] = []
+    for ids in await store.read(_folded_by_others, wanted):
+        changes += await store.write(_refold_all, ids, terms, now)
+    await store.write(_note_terms, wanted)
+    return changes
+
+
+def _folded_by_others(tx: Tx, wanted: str) -> list[list[str]]:
+    if tx.execute("SELECT 1 FROM folded_by WHERE terms = ?", (wanted,)).fetchone() is not None:
+        return []
+    ids = [id for (id,) in tx.execute("SELECT id FROM subscriptions ORDER BY id")]
+    return [ids[start : start + AT_ONCE] for start in range(0, len(ids), AT_ONCE)]
+
+
+def _refold_all(tx: Tx, ids: list[str], terms: Terms, now: str) -> list[str]:
+    return [change.text for id in ids if (change := refold(tx, id, terms, now)).text]
+
+
+def _note_terms(tx: Tx, terms: str) -> None:
+    tx.execute("DELETE FROM folded_by")
+    tx.execute("INSERT INTO folded_by VALUES (?)", (terms,))
 
 
 def iso(seconds: int) -> str:

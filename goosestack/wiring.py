@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from goosestack.notices import Notifier
 from goosestack.payers import AllowanceFunding, CreditFunding, Funding, OverageFunding
 from goosestack.payments import Terms
 from goosestack.plan_table import Place, PlanTable
-from goosestack.plans import PlanError, Plans, load, matches
+from goosestack.plans import Once, PlanError, Plans, load, matches
 from goosestack.relay import Limits
 from goosestack.sinks import Sink
 from goosestack.sinks.openmeter import OpenMeter
@@ -166,7 +167,7 @@ def supabase_of(
         anonymous=config.supabase_anonymous,
         check=check,
         now=now,
-        plan=supabase.PlanClaim(tuple(place.split(".")), plans, warn) if kind == "claim" else None,
+        plan=supabase.PlanClaim(tuple(place.split(".")), plans, Once(warn)) if kind == "claim" else None,
     )
 
 
@@ -187,12 +188,13 @@ def load_plans(config: Config, book: pricing.PriceBook) -> Plans:
         for pattern in plan.models:
             if not any(matches(pattern, model.id) for model in book.models.values()):
                 raise Refusal(f"plans.toml: {plan.name}: {pattern} is no model that has a price")
-    return found
+    invoiced = config.meters == ("stripe_meter",) and "overage" in config.stripe_meter_payers
+    return replace(found, customers_only=invoiced)
 
 
-def plans_count(config: Config, plans: Plans) -> bool:
-    """Whether it must be known of a caller which plan they have."""
-    return plans.limiting or bool({"allowance", "overage"} & set(config.funding))
+def plans_pay(config: Config) -> bool:
+    """Whether what plans give is what requests are paid with."""
+    return bool({"allowance", "overage"} & set(config.funding))
 
 
 def fundings_of(config: Config, plans: Plans, policy: Policy) -> tuple[Funding, ...]:

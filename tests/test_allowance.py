@@ -267,12 +267,13 @@ def test_a_subscriptions_period_has_an_account_of_its_own(world: World) -> None:
     assert use(world, carol, 4_000).status == 200
     world.daemon.program.stop()
     db, ends = sqlite3.connect(world.daemon.db), "2999-01-15T10:00:00.000Z"
+    paid = plans.Paid(ends, ends, ends)
     table = plans.load('[basic]\ntokens_per_month = 20_000\nstripe_prices = ["price_basic"]\n')
     with db:
-        plans.set_from_subscription(db, table, carol.id, "sub_1", {"price_basic": ends}, utc_now())
+        plans.set_from_subscription(db, table, carol.id, "sub_1", {"price_basic": paid}, utc_now())
     db.close()
     world.daemon.start()
-    period = plans.own_period(ends, utc_now())
+    period = plans.own_period(paid, utc_now())
     assert (me(world, carol)["plan"], me(world, carol)["used"], me(world, carol)["reset"]) == (
         "basic",
         0,
@@ -346,6 +347,21 @@ def test_a_user_caps_what_they_spend_and_the_operator_what_they_may(world: World
     assert use(world, carol, 6_000).status == 429
 
 
+def test_what_is_held_for_others_is_not_told_as_left_and_is_shown_also_where_the_cap_is_gone(world: World) -> None:
+    carol = carol_of(world)
+    assert use(world, carol, 4_700).status == 200
+    operator_of(world).json("plans", "cap", carol.id, "30")
+    slow = chat(directed("Hi", words=500, delay_ms=20), stream=True, max_completion_tokens=16_000)
+    with opened(world, "/v1/chat/completions", key=carol.key, body=slow):
+        shown = me(world, carol)["overage"]
+        assert shown["held_cents"] > 0
+        reply = use(world, carol, 400)
+        left = int(reply.headers["x-goosestack-overage-remaining-cents"])
+        assert left == me(world, carol)["overage"]["remaining_cents"] <= 30 - shown["held_cents"]
+        operator_of(world).json("plans", "cap", carol.id, "0")
+        assert me(world, carol)["overage"]["held_cents"] == shown["held_cents"]
+
+
 @pytest.mark.parametrize(
     "body", [{}, {"cents": -1}, {"cents": 1.5}, {"cents": "5"}, {"cents": True}, {"cents": 10**12}]
 )
@@ -408,6 +424,20 @@ def test_without_plans_in_the_funding_nobody_is_rationed(shared_world: World) ->
     assert me(shared_world, alice)["plan"] is None
 
 
+def test_where_plans_only_say_how_often_nothing_is_told_of_tokens(folder: Path) -> None:
+    world = create(folder, "credits")
+    try:
+        carol = carol_of(world, cents=100)
+        assign(world, carol, "busy")
+        assert buy(world, carol).status == 200
+        shown = me(world, carol)
+        assert (shown["plan"], shown["limits"]["requests"]) == ("busy", 3)
+        assert [shown[name] for name in ("quota", "used", "held", "remaining", "reset", "overage")] == [None] * 6
+        assert ask(world, "GET", "/v1/usage", key=carol.key).json()["allowance"] is None
+    finally:
+        world.close()
+
+
 # --- the operator's command -----------------------------------------------------------------------------------
 
 
@@ -429,3 +459,27 @@ def test_plans_are_listed_shown_and_assigned(world: World) -> None:
     )
     assert operator.refused("plans", "assign", "nobody@example.com", "pro") == "there is no user nobody@example.com"
     assert "whole number of cents" in operator.run("plans", "cap", carol.id, "few", expect=2)[1]
+
+
+def test_a_plan_that_was_removed_is_told_wherever_the_operator_looks_and_what_is_listed_is_what_counts(
+    folder: Path,
+) -> None:
+    world = create(folder, "allowance")
+    try:
+        carol, operator = carol_of(world), operator_of(world)
+        assign(world, carol, "busy")
+        (folder / "plans.toml").write_text(TABLE.replace("[busy]", "[calm]"))
+        assert "busy" in [plan["name"] for plan in operator.json("plans", "list")], "the daemon has not read it yet"
+        assert ask(world, "GET", "/readyz").json()["degraded"] is False
+        world.daemon.program.stop()
+        assert "calm" in [plan["name"] for plan in operator.json("plans", "list")]
+        assert "there is no plan busy; users who have it: 1" in operator.run("check")[0]
+        world.daemon.start()
+        assert "there is no plan busy; users who have it: 1" in world.daemon.program.text()
+        ready = ask(world, "GET", "/readyz")
+        assert (ready.status, ready.json()["degraded"], ready.json()["unknown_plans"]) == (200, True, {"busy": 1})
+        assert b"\ngoosestack_unknown_plan_users 1.0\n" in ask(world, "GET", "/metrics").data
+        assert operator.json("check")["unknown_plans"] == {"busy": 1}
+        assert me(world, carol)["plan"] == "free"
+    finally:
+        world.close()

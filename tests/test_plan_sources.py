@@ -16,6 +16,7 @@ import pytest
 from goosestack import plans
 from goosestack.accounts import ensure_identity, subject_of
 from goosestack.app import utc_now
+from goosestack.errors import StoreUnavailable
 from goosestack.http import Client
 from goosestack.plan_table import FORGOTTEN_S, Place, PlanTable
 from goosestack.store.sqlite import SqliteStore
@@ -139,7 +140,7 @@ class Gate:
 
     def __init__(self, folder: Path, project: Project) -> None:
         self.store, self.client, self.told, self.clock = SqliteStore(folder / "x.db"), Client(), Told(), 1000.0
-        self.issuer = f"{project.url}/auth/v1"
+        self.issuer, self.now = f"{project.url}/auth/v1", NOW
         self.table = PlanTable(
             store=self.store,
             client=self.client,
@@ -148,7 +149,7 @@ class Gate:
             place=Place("profiles", "plan", "id"),
             plans=plans.Plans(),
             every_s=60,
-            now=lambda: NOW,
+            now=lambda: self.now,
             warn=self.told,
             clock=lambda: self.clock,
         )
@@ -157,7 +158,7 @@ class Gate:
         """The plan of a user of the project, as a request sees it."""
         caller = await self.store.write(ensure_identity, self.issuer, subject, "x", NOW)
         await self.table.look(caller)
-        return self.store.peek(plans.of_user, plans.Plans(), caller.user_id, NOW).plan.name
+        return self.store.peek(plans.of_user, plans.Plans(), caller.user_id, self.now).plan.name
 
     async def close(self) -> None:
         await self.client.close()
@@ -234,6 +235,61 @@ async def test_a_plan_in_the_table_that_is_none_is_told(project: Project, folder
     try:
         assert [await gate.plan(subject) for subject in (ALICE, CAROL)] == ["free", "free"]
         assert gate.told.sentences == ["the plan table says 'gold', which is no plan"]
+    finally:
+        await gate.close()
+
+
+async def test_a_new_month_begins_with_the_plan_that_the_table_says_and_not_with_the_free_one(
+    project: Project, folder: Path
+) -> None:
+    fill(project, **{ALICE: "pro"})
+    gate = Gate(folder, project)
+    try:
+        gate.now = "2026-11-30T23:59:59.900Z"
+        assert await gate.plan(ALICE) == "pro"
+        gate.now, gate.clock = "2026-12-01T00:00:00.000Z", gate.clock + 0.1
+        assert await asyncio.gather(*(gate.plan(ALICE) for _ in range(5))) == ["pro"] * 5
+        assert asked(project) == 2
+        fill(project)  # it says no more: that counts from the next month on
+        gate.clock += FORGOTTEN_S
+        assert await gate.plan(ALICE) == "pro"
+        gate.now = "2027-01-01T00:00:00.000Z"
+        assert await gate.plan(ALICE) == "free"
+    finally:
+        await gate.close()
+
+
+async def test_a_strange_plan_is_told_once_however_many_have_it(project: Project, folder: Path) -> None:
+    fill(project, **{ALICE: "gold", CAROL: "gold"})
+    gate = Gate(folder, project)
+    try:
+        for _ in range(3):
+            assert [await gate.plan(subject) for subject in (ALICE, CAROL)] == ["free", "free"]
+            gate.clock += FORGOTTEN_S
+        assert asked(project) == 6 and len(gate.told.sentences) == 1
+    finally:
+        await gate.close()
+
+
+class Full(SqliteStore):
+    """A store that cannot be written to."""
+
+    def write(self, verb: Any, *args: Any, **kwargs: Any) -> Any:
+        if verb is plans.sign_in_said:
+            raise StoreUnavailable
+        return super().write(verb, *args, **kwargs)
+
+
+async def test_what_cannot_be_written_down_is_not_told_as_a_table_that_cannot_be_read(
+    project: Project, folder: Path
+) -> None:
+    fill(project, **{ALICE: "pro"})
+    gate = Gate(folder, project)
+    gate.store.__class__ = Full
+    try:
+        assert await gate.plan(ALICE) == "free"
+        (told,) = gate.told.sentences
+        assert told.startswith("the plan table cannot be written down: ")
     finally:
         await gate.close()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
+from calendar import monthrange
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from goosestack import plans
 from goosestack.config import load
 from goosestack.errors import Refusal
-from goosestack.plans import PlanError, Plans
+from goosestack.plans import Paid, PlanError, Plans
 from goosestack.store.migrations import MIGRATIONS
 from tests.test_serve import refusal
 
@@ -34,6 +36,11 @@ def books() -> Iterator[sqlite3.Connection]:
 
 def plan_of(books: sqlite3.Connection, now: str = NOW) -> str:
     return plans.of_user(books, SOLD, "carol", now).plan.name
+
+
+def paid(**to: str) -> dict[str, Paid]:
+    """What a subscription has paid for at each price, until when."""
+    return {price: Paid(end, end, end) for price, end in to.items()}
 
 
 def period_of(books: sqlite3.Connection, now: str = NOW) -> str:
@@ -108,11 +115,17 @@ def test_no_start_on_plans_that_make_no_sense(folder: Path) -> None:
     assert refusal(folder, named).startswith(f"{folder / 'other.toml'} cannot be read: ")
 
 
-@pytest.mark.parametrize("value", ["gifts", "credits,credits", "allowance,", ",", "credits allowance", "Credits"])
+def test_a_list_of_payers_may_end_with_a_comma(folder: Path) -> None:
+    assert load({"FUNDING": "allowance,"}, folder).funding == ("allowance",)
+
+
+def test_no_start_where_overage_alone_would_pay(folder: Path) -> None:
+    told = "FUNDING must name allowance or credits beside overage, which nobody has whose cap is 0"
+    assert refusal(folder, {"FUNDING": "overage"}) == told
+
+
+@pytest.mark.parametrize("value", ["gifts", "credits,credits", ",", "credits allowance", "Credits"])
 def test_no_start_on_payers_that_there_are_none_of_or_twice(folder: Path, value: str) -> None:
-    if value == "allowance,":
-        assert load({"FUNDING": value}, folder).funding == ("allowance",)
-        return
     with pytest.raises(Refusal, match=r"^FUNDING must (list, each once, some of|name at least one of) credits, allow"):
         load({"FUNDING": value}, folder)
 
@@ -135,6 +148,15 @@ def test_a_source_of_the_project_needs_the_project(folder: Path) -> None:
     assert told == "PLAN_SOURCE=table:profiles.plan needs SUPABASE_SERVICE_KEY, which the table is read with"
 
 
+def test_a_sentence_is_told_once() -> None:
+    told: list[str] = []
+    tell = plans.Once(told.append)
+    for number in range(300):
+        tell("gold")
+        tell(f"gold{number}")
+    assert told == ["gold", *(f"gold{number}" for number in range(99))]
+
+
 # --- periods --------------------------------------------------------------------------------------------------
 
 
@@ -151,18 +173,41 @@ def test_a_period_is_the_month_in_utc(now: str, ref: str, ends: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("until", "now", "ends"),
+    ("since", "to", "now", "ends"),
     [
-        ("2026-12-14T10:00:00.000Z", "2026-11-14T10:00:00.000Z", "2026-12-14T10:00:00.000Z"),
-        ("2027-01-14T10:00:00.000Z", "2026-12-14T09:59:59.000Z", "2026-12-14T10:00:00.000Z"),  # paid on early
-        ("2027-11-14T10:00:00.000Z", NOW, "2026-12-14T10:00:00.000Z"),  # a year
-        ("2027-01-31T00:00:00.000Z", "2026-11-30T00:00:00.000Z", "2026-12-31T00:00:00.000Z"),
-        ("2027-01-31T00:00:00.000Z", "2026-11-29T23:00:00.000Z", "2026-11-30T00:00:00.000Z"),
-        ("2026-11-28T00:00:00.000Z", NOW, "2026-11-28T00:00:00.000Z"),  # a week
+        ("2026-11-14", "2026-12-14", "2026-11-14", "2026-12-14"),
+        ("2026-12-14", "2027-01-14", "2026-12-13", "2026-12-14"),  # paid on early
+        ("2026-11-14", "2027-11-14", "2026-11-21", "2026-12-14"),  # a year
+        ("2026-01-31", "2027-01-31", "2026-11-30", "2026-12-31"),
+        ("2026-01-31", "2027-01-31", "2026-11-29", "2026-11-30"),
+        ("2027-03-31", "2027-04-30", "2027-03-30", "2027-03-31"),  # on the 31st, or what there is of it
+        ("2027-02-28", "2027-03-31", "2027-02-27", "2027-02-28"),
+        ("2031-02-28", "2032-02-29", "2031-03-28", "2031-03-29"),  # a year on the 29th
+        ("2027-01-30", "2027-02-28", "2027-01-29", "2027-01-30"),
     ],
 )
-def test_a_subscriptions_period_is_a_month_back_from_where_it_is_paid_to(until: str, now: str, ends: str) -> None:
-    assert plans.own_period(until, now).ends_at == ends
+def test_a_subscriptions_period_is_a_month_back_from_where_it_is_paid_to(
+    since: str, to: str, now: str, ends: str
+) -> None:
+    paid = Paid(*(f"{day}T10:00:00.000Z" for day in (since, to, to)))
+    assert plans.own_period(paid, f"{now}T10:00:00.000Z").ends_at == f"{ends}T10:00:00.000Z"
+
+
+@pytest.mark.parametrize("day", range(1, 32))
+def test_a_period_keeps_its_name_and_its_end_however_far_it_is_paid_on(day: int) -> None:
+    """Month after month from a day, as Stripe counts them; each as it is paid for, and as the next one is."""
+    ends = [f"2027-{month:02}-{min(day, monthrange(2027, month)[1]):02}T10:00:00.000Z" for month in range(1, 13)]
+    for since, to, later in zip(ends, ends[1:], ends[2:], strict=False):
+        within = f"{since[:11]}11:00:00.000Z"
+        expected = plans.Period(to, to)
+        assert plans.own_period(Paid(since, to, to), within) == expected
+        assert plans.own_period(Paid(to, later, later), within) == expected
+
+
+def test_the_last_period_goes_on_until_the_next_is_paid_for() -> None:
+    paid = Paid("2026-11-14T10:00:00.000Z", "2026-12-14T10:00:00.000Z", "2026-12-14T13:00:00.000Z")
+    assert plans.own_period(paid, "2026-12-14T10:30:00.000Z") == plans.Period(paid.to, paid.until)
+    assert plans.own_period(paid, "2026-12-14T09:30:00.000Z") == plans.Period(paid.to, paid.to)
 
 
 # --- who has which --------------------------------------------------------------------------------------------
@@ -191,8 +236,8 @@ def test_an_upgrade_counts_at_once_and_a_downgrade_once_the_month_is_over(books:
 
 
 def test_a_subscription_gives_the_plan_of_its_price_for_its_own_periods(books: sqlite3.Connection) -> None:
-    def folded(**paid: str | None) -> None:
-        plans.set_from_subscription(books, SOLD, "carol", "sub_1", paid, NOW)
+    def folded(**to: str) -> list[str]:
+        return plans.set_from_subscription(books, SOLD, "carol", "sub_1", paid(**to), NOW)
 
     folded(price_basic="2026-12-14T10:00:00.000Z", price_other="2030-01-01T00:00:00.000Z")
     assert (plan_of(books), period_of(books)) == ("basic", "2026-12-14T10:00:00.000Z")
@@ -202,20 +247,40 @@ def test_a_subscription_gives_the_plan_of_its_price_for_its_own_periods(books: s
         price_basic="2027-01-14T10:00:00.000Z", price_pro="2026-12-14T10:00:00.000Z"
     )  # the next month is a lesser one
     assert (plan_of(books), plan_of(books, "2026-12-14T10:00:00.000Z")) == ("pro", "basic")
-    folded(price_basic=None)  # all of it was paid back
+    assert folded() == ["no basic", "no pro"]  # all of it was paid back
     assert (plan_of(books), period_of(books)) == ("free", NEXT_MONTH)
 
 
 def test_one_subscription_takes_nothing_from_another(books: sqlite3.Connection) -> None:
     for subscription in ("sub_1", "sub_2"):
-        paid = {"price_pro": "2026-12-14T10:00:00.000Z"}
-        plans.set_from_subscription(books, SOLD, "carol", subscription, paid, NOW)
+        to = "2026-12-14T10:00:00.000Z"
+        plans.set_from_subscription(books, SOLD, "carol", subscription, paid(price_pro=to), NOW)
     plans.set_from_subscription(books, SOLD, "carol", "sub_1", {}, NOW)
     assert plan_of(books) == "pro"
 
 
+def test_a_plan_that_a_subscription_no_longer_pays_for_is_taken_back_also_while_there_is_no_such_plan(
+    books: sqlite3.Connection,
+) -> None:
+    def folded(table: Plans, **to: str) -> list[str]:
+        return plans.set_from_subscription(books, table, "carol", "sub_1", paid(**to), NOW)
+
+    end = "2026-12-14T10:00:00.000Z"
+    assert folded(SOLD, price_pro=end) == [f"pro until {end}"]
+    assert folded(SOLD, price_pro=end) == []
+    without = Plans({name: plan for name, plan in SOLD.by_name.items() if name != "pro"})
+    assert folded(without) == ["no pro"]
+    assert plan_of(books) == "free", "though the plan is back"
+
+
+def test_a_plan_with_fewer_tokens_than_the_free_one_takes_nothing_from_anybody(books: sqlite3.Connection) -> None:
+    table = plans.load("[tiny]\ntokens_per_month = 5\n")
+    plans.assign(books, "carol", "tiny", None, NOW)
+    assert plans.of_user(books, table, "carol", NOW).plan.name == "free"
+
+
 def test_an_assignment_takes_nothing_from_what_is_paid_for(books: sqlite3.Connection) -> None:
-    plans.set_from_subscription(books, SOLD, "carol", "sub_1", {"price_pro": "2027-11-14T10:00:00.000Z"}, NOW)
+    plans.set_from_subscription(books, SOLD, "carol", "sub_1", paid(price_pro="2027-11-14T10:00:00.000Z"), NOW)
     plans.assign(books, "carol", "basic", None, NOW)
     assert plan_of(books, "2027-06-01T00:00:00.000Z") == "pro"
 
@@ -223,7 +288,8 @@ def test_an_assignment_takes_nothing_from_what_is_paid_for(books: sqlite3.Connec
 def test_a_plan_that_there_is_none_of_any_more_gives_nothing_and_is_told(books: sqlite3.Connection) -> None:
     plans.assign(books, "carol", "gold", None, NOW)
     assert plan_of(books) == "free"
-    assert plans.unknown(books, SOLD, NOW) == ["gold"]
+    assert plans.unknown(books, SOLD, NOW) == {"gold": 1}
+    assert plans.unknown(books, plans.load("[gold]\ntokens_per_month = 5\n"), NOW) == {}
 
 
 def test_a_user_lowers_their_cap_and_never_raises_it_above_the_operators(books: sqlite3.Connection) -> None:
@@ -240,6 +306,22 @@ def test_a_user_lowers_their_cap_and_never_raises_it_above_the_operators(books: 
     assert cap() == 500
     with pytest.raises(PlanError, match="from 0 to"):
         plans.set_cap(books, "carol", plans.OPERATOR, -1, NOW)
+
+
+def test_what_was_said_before_periods_were_kept_is_said_still() -> None:
+    (change,) = (number for number, step in enumerate(MIGRATIONS) if "CREATE TABLE new_user_plans" in step)
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
+        for step in MIGRATIONS[:change]:
+            db.executescript(step)
+        db.execute("INSERT INTO users (id, email, created_at) VALUES ('carol', 'carol@example.com', ?)", (NOW,))
+        rows = [("operator", "basic", None, 0), ("sub_1", "pro", "2026-12-14T10:00:00.000Z", 1)]
+        db.executemany("INSERT INTO user_plans VALUES ('carol', ?, ?, ?, ?, 'x')", rows)
+        for step in MIGRATIONS[change:]:
+            db.executescript(step)
+        member = plans.of_user(db, SOLD, "carol", NOW)
+        assert (member.plan.name, member.period.ends_at) == ("pro", "2026-12-14T10:00:00.000Z")
+        later = plans.of_user(db, SOLD, "carol", "2026-12-14T10:00:00.000Z")
+        assert (later.plan.name, later.period.ref) == ("basic", "2026-12")
 
 
 def test_pro_as_in_bring_your_own_key_is_no_plan(books: sqlite3.Connection) -> None:

@@ -25,6 +25,7 @@ from goosestack.accounts import Principal
 from goosestack.ledger import COUNTS, Charge, NewHold
 from goosestack.meters import Meter
 from goosestack.payers import AllowanceFunding, CreditFunding, Funding, OverageFunding
+from goosestack.plans import Paid
 from goosestack.pricing import Terms
 from goosestack.sinks.webhook import Webhook
 from goosestack.usage import PAYER
@@ -102,8 +103,8 @@ class Model:
     funding: tuple[str, ...] = ()
     assigned: dict[str, list[tuple[str, str, str | None]]] = field(default_factory=lambda: defaultdict(list))
     """By user: when, which plan, until when."""
-    paid: dict[str, dict[tuple[str, str], str]] = field(default_factory=lambda: defaultdict(dict))
-    """By user: for a subscription and a price, until when."""
+    paid: dict[str, dict[tuple[str, str], tuple[str, str]]] = field(default_factory=lambda: defaultdict(dict))
+    """By user: for a subscription and a price, what is paid to, and until when that counts."""
     caps: dict[tuple[str, str], int] = field(default_factory=dict)
     grants: dict[tuple[str, str, str], Grant] = field(default_factory=lambda: defaultdict(Grant))
     """By user, payer, period."""
@@ -112,9 +113,9 @@ class Model:
     settled: dict[str, tuple[str, int]] = field(default_factory=dict)
     """By request: who paid, how many tokens it had."""
 
-    def plan(self, user: str, now: str) -> tuple[str, str]:
-        """The greatest plan, and the end of the period that it is in."""
-        claims = [("free", "")]
+    def plan(self, user: str, now: str) -> tuple[str, str, str]:
+        """The greatest plan, the period that a time is in (by its end as it was paid for), and when that is over."""
+        claims = [("free", "", "", "")]
         said = self.assigned[user]
         for number, (_, plan, until) in enumerate(said):
             later = said[number + 1 :]
@@ -122,10 +123,14 @@ class Model:
                 continue  # it was said anew
             ends = [at_end for at, other, _ in later if other != plan for at_end in [month_end(at)]][:1]
             if all(now < end for end in [*ends, *([] if until is None else [until])]):
-                claims.append((plan, ""))
-        claims += [(SOLD[price], until) for (_, price), until in self.paid[user].items() if now < until]
-        plan, until = max(claims, key=lambda claim: (TOKENS[claim[0]], claim[1]))
-        return plan, period_end(until, now) if until else month_end(now)
+                claims.append((plan, "", "", ""))
+        paid = self.paid[user].items()
+        claims += [(SOLD[price], until, source, to) for (source, price), (to, until) in paid if now < until]
+        plan, until, _, to = max(claims, key=lambda claim: (TOKENS[claim[0]], *claim[1:]))
+        if to and now >= to:
+            return plan, to, until  # until the next is paid for, the last one goes on
+        end = period_end(to, now) if to else month_end(now)
+        return plan, end, end
 
     def cap(self, user: str, plan: str) -> int:
         most = self.caps.get((user, "operator"), OVERAGE[plan])
@@ -133,7 +138,7 @@ class Model:
 
     def payers(self, user: str, now: str) -> Iterator[tuple[str, str, int, int]]:
         """Who may pay, for which period, up to how many grains, and what a token is there."""
-        plan, period = self.plan(user, now)
+        plan, period, _ = self.plan(user, now)
         for payer in self.funding:
             if payer == "allowance":
                 yield payer, period, TOKENS[plan], 1
@@ -326,18 +331,20 @@ class PlansMachine(RuleBasedStateMachine):
         price=st.sampled_from(["price_basic", "price_pro"]),
         days=st.sampled_from([1, 14, 31, 365]),
         on=st.booleans(),
+        grace=st.sampled_from([0, 0.04, 1, 6]),
     )
-    def pay(self, user: str, subscription: str, price: str, days: int, on: bool) -> None:
+    def pay(self, user: str, subscription: str, price: str, days: int, on: bool, grace: float) -> None:
         """A period of a subscription was paid: the next month of one that runs, at this price or another, or a new
         one."""
         now, paid = self.clock.now(), self.model.paid[user]
-        last = max((until for (of, _), until in paid.items() if of == subscription and until > now), default=None)
+        last = max((to for (of, _), (to, until) in paid.items() if of == subscription and until > now), default=None)
         if last is None or not on:
-            paid[subscription, price] = meters.later(now, days * DAY_S)[:-5] + ".000Z"
+            to = meters.later(now, days * DAY_S)[:-5] + ".000Z"
         elif days == 1:  # for the rest of the month that runs
-            paid[subscription, price] = last
+            to = last
         else:
-            paid[subscription, price] = next_month(last)
+            to = next_month(last)
+        paid[subscription, price] = to, meters.later(to, grace * DAY_S)[:-5] + ".000Z"
         self._fold(user, subscription)
 
     @rule(user=USER, subscription=st.sampled_from(["sub_1", "sub_2"]))
@@ -348,8 +355,8 @@ class PlansMachine(RuleBasedStateMachine):
         self._fold(user, subscription)
 
     def _fold(self, user: str, subscription: str) -> None:
-        paid: dict[str, str | None] = dict.fromkeys(self.plans.prices)
-        paid |= {price: until for (of, price), until in self.model.paid[user].items() if of == subscription}
+        said = self.model.paid[user].items()
+        paid = {price: Paid(to, to, until) for (of, price), (to, until) in said if of == subscription}
         plans.set_from_subscription(self.db, self.plans, user, subscription, paid, self.clock.now())
 
     @rule(user=USER, set_by=st.sampled_from(["operator", "user"]), cents=st.none() | st.integers(0, 6))
@@ -403,8 +410,8 @@ class PlansMachine(RuleBasedStateMachine):
         now = self.clock.now()
         for user in USERS:
             member = plans.of_user(self.db, self.plans, user, now)
-            plan, period = self.model.plan(user, now)
-            assert (member.plan.name, member.period.ends_at) == (plan, period)
+            plan, period, ends = self.model.plan(user, now)
+            assert (member.plan.name, member.period.ends_at) == (plan, ends)
             grant = self.model.grants[user, "allowance", period]
             shown = allowance.shown(self.db, member, user)
             assert (shown["used"], shown["held"]) == (grant.used, grant.held)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,6 +26,7 @@ from tests.bookings import (
     pro_checkout,
     subscription,
 )
+from tests.metering import Books
 
 PRICE = "price_pro"
 END = START + MONTH_S
@@ -285,18 +287,22 @@ def test_every_order_of_the_four_events_that_suffice_ends_the_same() -> None:
 
 @pytest.fixture
 def sold_plans() -> Iterator[Bookings]:
-    """Books in which `price_basic` gives the plan basic."""
+    """Books in which `price_basic` gives the plan basic, and `price_greater` pro."""
     books = Bookings(PRICE)
     books.terms = replace(books.terms, plans=PLANS)
     yield books
     books.close()
 
 
-PLANS = plans.load('[basic]\nstripe_prices = ["price_basic"]\n')
+PLANS = plans.load('[basic]\nstripe_prices = ["price_basic"]\n[pro]\nstripe_prices = ["price_greater"]\n')
+
+
+def member(books: Bookings, at: int) -> plans.Membership:
+    return plans.of_user(books.db, PLANS, books.alice, iso(at))
 
 
 def plan_of(books: Bookings, at: int) -> str:
-    return plans.of_user(books.db, PLANS, books.alice, iso(at)).plan.name
+    return member(books, at).plan.name
 
 
 def test_a_paid_invoice_at_its_price_gives_a_plan_until_the_end_of_the_period_and_no_pro(sold_plans: Bookings) -> None:
@@ -326,6 +332,124 @@ def test_every_order_of_a_plans_events_gives_the_same_plan(sold_plans: Bookings)
             books.tell(type, about, at)
         assert (plan_of(books, END + 50), plan_of(books, END + 150)) == ("basic", "free")
         books.close()
+
+
+def change_of_price(name: str, price: str, at: int, until: int, parent: str = "subscription_item_details") -> Any:
+    """The invoice that Stripe makes when another price begins within a period: what is left of the old one goes back,
+    the new one is paid for until the same end."""
+    found = invoice(name, until, None, price=price, amount=700, created=at, billing_reason="subscription_update")
+    (bought,) = found["lines"]["data"]
+    bought |= {"period": {"start": at, "end": until}, "parent": {"type": parent, parent: {"proration": True}}}
+    unused = {**bought, "amount": -300, "pricing": {"price_details": {"price": "price_basic"}}}
+    found["lines"]["data"] = [unused, bought]
+    return found
+
+
+@pytest.mark.parametrize("parent", ["subscription_item_details", "invoice_item_details"])
+def test_an_upgrade_that_is_paid_for_counts_at_once_and_until_the_running_period_ends(
+    sold_plans: Bookings, parent: str
+) -> None:
+    sold_plans.tell("invoice.paid", invoice("1", END, None, price="price_basic"))
+    before = member(sold_plans, START + 5)
+    upgrade = change_of_price("2", "price_greater", START + 100, END, parent)
+    assert sold_plans.tell("invoice.paid", upgrade, START + 100) == "applied"
+    after = member(sold_plans, START + 105)
+    assert (before.plan.name, after.plan.name) == ("basic", "pro")
+    assert after.period == before.period, "so that the account gets the difference, and no second month"
+    assert plan_of(sold_plans, END + 5) == "free"
+    assert sold_plans.pro_until() is None
+
+
+def test_what_is_paid_for_the_rest_of_a_period_extends_nothing(sold_plans: Bookings) -> None:
+    rest = change_of_price("2", "price_greater", START + 100, END + MONTH_S)
+    sold_plans.tell("invoice.paid", rest, START + 100)
+    assert plan_of(sold_plans, START + 105) == "free", "no period runs"
+    sold_plans.tell("invoice.paid", invoice("1", END, None, price="price_basic"))
+    assert plan_of(sold_plans, START + 105) == "basic"
+
+
+def test_what_is_paid_for_the_rest_of_a_period_makes_nobody_pro_at_a_price_that_also_gives_a_plan() -> None:
+    books = Bookings("price_basic")
+    books.terms = replace(books.terms, plans=PLANS)
+    books.tell("invoice.paid", invoice("1", END, None, price="price_greater"))
+    books.tell("invoice.paid", change_of_price("2", "price_basic", START + 100, END), START + 100)
+    assert books.pro_until() is None
+    books.close()
+
+
+def test_a_price_that_is_paid_for_each_week_gives_no_plan_and_is_looked_at(sold_plans: Bookings) -> None:
+    week = invoice("1", START + 7 * 86_400, None, price="price_basic")
+    week["lines"]["data"][0]["period"]["start"] = START
+    assert sold_plans.tell("invoice.paid", week) == "review"
+    assert plan_of(sold_plans, START + 5) == "free"
+    ((reason,),) = sold_plans.db.execute("SELECT reason FROM stripe_events WHERE status = 'review'")
+    assert reason == "in_1: a plan's price must be monthly or yearly, and price_basic is paid for less"
+
+
+def test_a_trial_gives_no_plan_since_nothing_was_paid(sold_plans: Bookings) -> None:
+    sold_plans.tell("invoice.paid", invoice("1", END, None, price="price_basic", amount=0))
+    sold_plans.tell("customer.subscription.created", subscription(None, "trialing"))
+    assert plan_of(sold_plans, START + 5) == "free"
+
+
+def test_until_its_next_invoice_is_paid_a_plan_goes_on_with_the_tokens_of_the_period_that_was_paid() -> None:
+    books = Bookings(PRICE, pro_grace_s=3 * HOUR_S)
+    books.terms = replace(books.terms, plans=PLANS)
+    books.tell("invoice.paid", invoice("1", END, None, price="price_basic"))
+    paid = member(books, END - 5)
+    books.tell("customer.subscription.updated", subscription(None, "active"), END)
+    meanwhile = member(books, END + HOUR_S)
+    assert (meanwhile.plan.name, meanwhile.period.ref) == ("basic", paid.period.ref), "nothing new before it is paid"
+    assert meanwhile.period.ends_at == meanwhile.until == iso(END + 3 * HOUR_S)
+    assert plan_of(books, END + 3 * HOUR_S) == "free"
+    books.tell("customer.subscription.updated", subscription(None, "past_due"), END + HOUR_S)
+    assert plan_of(books, END + HOUR_S) == "free", "its payment has failed: there is nothing to wait for"
+    books.tell("invoice.paid", invoice("2", END + MONTH_S, None, price="price_basic"), END + 2 * HOUR_S)
+    books.tell("customer.subscription.updated", subscription(None, "active"), END + 2 * HOUR_S)
+    assert member(books, END + 2 * HOUR_S).period.ref not in (paid.period.ref, plans.month(iso(END)).ref)
+    books.close()
+
+
+def test_a_lesser_plan_that_was_paid_for_ends_the_greater_one_with_its_period() -> None:
+    books = Bookings(PRICE, pro_grace_s=3 * HOUR_S)
+    books.terms = replace(books.terms, plans=PLANS)
+    books.tell("invoice.paid", invoice("1", END, None, price="price_greater"))
+    books.tell("invoice.paid", invoice("2", END + MONTH_S, None, price="price_basic"), END)
+    assert (plan_of(books, END - 5), plan_of(books, END + 5)) == ("pro", "basic")
+    books.close()
+
+
+def begun(books: Bookings) -> list[str]:
+    """What a start does, and tells: every subscription is folded by the terms of now."""
+
+    store = Books()
+    store.db.close()
+    store.db = books.db
+    return asyncio.run(subscriptions.fold_by(store, books.terms, NOW))
+
+
+def test_prices_that_give_other_plans_than_before_do_so_for_the_subscriptions_that_run(sold_plans: Bookings) -> None:
+    sold_plans.tell("invoice.paid", invoice("1", END, None, price="price_basic"))
+    assert begun(sold_plans) == [] == begun(sold_plans)
+    moved = plans.load('[pro]\nstripe_prices = ["price_basic"]\n')
+    sold_plans.terms = replace(sold_plans.terms, plans=moved)
+    assert begun(sold_plans) == [f"sub_1: pro until {iso(END)}, no basic"]
+    assert plan_of(sold_plans, START + 5) == "pro"
+    sold_plans.terms = replace(sold_plans.terms, plans=None)  # something else says the plan now
+    assert begun(sold_plans) == ["sub_1: no pro"]
+    assert plan_of(sold_plans, START + 5) == "free"
+    sold_plans.tell("customer.subscription.deleted", subscription(None, "canceled"), START + 50)
+    sold_plans.terms = replace(sold_plans.terms, plans=PLANS)
+    assert begun(sold_plans) == [f"sub_1: basic until {iso(START + 50)}"]
+    assert plan_of(sold_plans, START + 60) == "free"
+
+
+def test_what_reconciliation_changes_of_a_plan_is_told(sold_plans: Bookings) -> None:
+    sold_plans.tell("invoice.paid", invoice("1", END, None, price="price_basic"))
+    assert look(sold_plans, "active", START + 8) != []
+    sold_plans.terms = replace(sold_plans.terms, plans=plans.load('[pro]\nstripe_prices = ["price_basic"]\n'))
+    assert look(sold_plans, "active", START + 9) == [f"sub_1: pro until {iso(END)}, no basic"]
+    assert look(sold_plans, "active", START + 10) == []
 
 
 def test_where_something_else_says_the_plan_a_price_gives_none(books: Bookings) -> None:

@@ -398,4 +398,28 @@ MIGRATIONS: tuple[str, ...] = (
     ) STRICT;
     CREATE INDEX drain_transactions_by_claim ON drain_transactions (claim_id);
     """,
+    """
+    -- What a subscription says has the period that was paid last. Since when was not kept before: on its end's day.
+    CREATE TABLE new_user_plans (
+        user_id    TEXT NOT NULL REFERENCES users (id),
+        source     TEXT NOT NULL,
+        plan       TEXT NOT NULL,
+        until      TEXT,
+        paid_since TEXT,
+        paid_to    TEXT,
+        updated_at TEXT NOT NULL,
+        PRIMARY KEY (user_id, source, plan),
+        CHECK ((paid_since IS NULL) = (paid_to IS NULL)),
+        CHECK (paid_to IS NULL OR until IS NOT NULL)
+    ) STRICT;
+    INSERT INTO new_user_plans
+        SELECT user_id, source, plan, until, CASE own_period WHEN 1 THEN until END,
+            CASE own_period WHEN 1 THEN until END, updated_at
+        FROM user_plans;
+    DROP TABLE user_plans;
+    ALTER TABLE new_user_plans RENAME TO user_plans;
+
+    -- By which terms subscriptions were folded: one row, or none.
+    CREATE TABLE folded_by (terms TEXT NOT NULL) STRICT;
+    """,
 )

@@ -8,7 +8,9 @@ with pages, `expand[]`. It is strict: whatever it does not know, it refuses. All
 `--webhook`, signed with `--secret`, and to every endpoint made by `POST /v1/webhook_endpoints`.
 
 A checkout's `url` is a page of this program: it says that no money moves, and has a button to pay and one to cancel.
-The portal's page cancels or resumes a subscription. Receipts and invoices have a page each.
+The portal's page cancels or resumes a subscription. Receipts and invoices have a page each. The price of a subscription
+changes by `POST /v1/subscriptions/{id}` with `items` and `proration_behavior`, to one of the same interval; where that
+would leave Stripe owing money, it is refused.
 
 Control
 =======

@@ -63,7 +63,8 @@ def open_invoice(
     period: tuple[int, int] | None = None,
 ) -> Json:
     """A final invoice that is to be paid. lines: as in a checkout, or items of the subscription; for the latter each
-    line's period is the item's own. period: what went before, which Stripe shows as the invoice's."""
+    line's period is the item's own. One with a `_prorated` amount is for the rest of a period. period: what went
+    before, which Stripe shows as the invoice's."""
     start, end = period or (account.now, account.now)
     number = len(account.all("invoice")) + 1
     record = account.add(
@@ -116,7 +117,8 @@ def _parent(subscription: Json) -> Json:
 
 
 def _line(account: Account, invoice: Json, line: Json, subscription: Json | None) -> Json:
-    price = line["price"]
+    price, prorated = line["price"], "_prorated" in line
+    amount = line["_prorated"] if prorated else price["unit_amount"] * line["quantity"]
     parent = None
     period = {"start": account.now, "end": account.now}
     if subscription is not None:
@@ -126,7 +128,7 @@ def _line(account: Account, invoice: Json, line: Json, subscription: Json | None
             "invoice_item_details": None,
             "subscription_item_details": {
                 "invoice_item": None,
-                "proration": False,
+                "proration": prorated,
                 "proration_details": {"credited_items": None},
                 "subscription": subscription["id"],
                 "subscription_item": line["id"],
@@ -135,7 +137,7 @@ def _line(account: Account, invoice: Json, line: Json, subscription: Json | None
     return {
         "id": token("il_"),
         "object": "line_item",
-        "amount": price["unit_amount"] * line["quantity"],
+        "amount": amount,
         "currency": price["currency"],
         "description": account.objects[price["product"]]["name"],
         "discount_amounts": [],
@@ -153,7 +155,7 @@ def _line(account: Account, invoice: Json, line: Json, subscription: Json | None
             "unit_amount_decimal": price["unit_amount_decimal"],
         },
         "quantity": line["quantity"],
-        "subtotal": price["unit_amount"] * line["quantity"],
+        "subtotal": amount,
         "taxes": [],
         "_price": price,
     }

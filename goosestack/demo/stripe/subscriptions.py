@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import calendar
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 from goosestack.demo.strict import Json, Refusal
@@ -26,6 +26,7 @@ DETAILS = form.Fields(
         ),
     }
 )  # fmt: skip
+ITEM = form.Fields({"id": form.text(), "price": form.text()}, required=["id", "price"])
 UPDATE = form.Fields(
     {
         "cancel_at_period_end": form.boolean,
@@ -33,7 +34,9 @@ UPDATE = form.Fields(
         "default_payment_method": form.text(),
         "description": form.text(500, unset=True),
         "expand": form.expand,
+        "items": form.Items(ITEM, most=1),
         "metadata": form.metadata,
+        "proration_behavior": form.choice("always_invoice", "create_prorations", "none"),
     }
 )
 CANCEL = form.Fields(
@@ -94,7 +97,36 @@ def update(account: Account, given: Json, id: str) -> Json:
     if "cancel_at_period_end" in given:
         changes.update(_ending(account, record, given["cancel_at_period_end"]))
     _change(account, record, changes)
+    for asked in given.get("items", []):
+        _reprice(account, record, asked, given.get("proration_behavior", "create_prorations"))
     return record
+
+
+def _reprice(account: Account, record: Json, asked: Json, behaviour: str) -> None:
+    """Another price of the same interval from now on. What is left of the old one in this period is given back, and of
+    the new one asked for: now, with the next invoice, or not at all."""
+    found = [item for item in record["items"]["data"] if item["id"] == asked["id"]]
+    if not found:
+        raise refused("resource_missing", f"No such subscription item: '{asked['id']}'", "items[0][id]", 404)
+    price, item = account.get("price", asked["price"], "items[0][price]"), found[0]
+    if price["recurring"] != item["price"]["recurring"] or price["currency"] != record["currency"]:
+        raise refused("parameter_invalid", "This fake changes to prices of the same interval alone.", "items[0][price]")
+    rests = [] if behaviour == "none" else [_rest(account, item, -1), _rest(account, {**item, "price": price}, 1)]
+    pending, at_once = [*record["_pending"], *rests], behaviour == "always_invoice"
+    if sum(line["_prorated"] for line in pending) + (0 if at_once else price["unit_amount"] * item["quantity"]) <= 0:
+        raise refused("parameter_invalid", "This fake owes nothing to a customer.", "items[0][price]")
+    items = [{**each, "price": price} if each is item else each for each in record["items"]["data"]]
+    _change(account, record, {"items": {**record["items"], "data": items}})
+    record["_pending"] = [] if at_once else pending
+    if at_once:
+        _bill(account, record, pending, "subscription_update")
+
+
+def _rest(account: Account, item: Json, sign: int) -> Json:
+    """What is left of a price in its period, in whole cents."""
+    start, end = item["current_period_start"], item["current_period_end"]
+    share = item["price"]["unit_amount"] * item["quantity"] * max(0, end - account.now) // (end - start)
+    return {**item, "current_period_start": account.now, "_prorated": sign * share}
 
 
 def cancel(account: Account, given: Json, id: str) -> Json:
@@ -155,6 +187,7 @@ def _open(account: Account, checkout: Json) -> Json:
         start_date=now,
         status="incomplete",
         trial_settings={"end_behavior": {"missing_payment_method": "create_invoice"}},
+        _pending=[],
     )
     data = [_item(record, line, now) for line in checkout["_line_items"]]
     address = f"/v1/subscription_items?subscription={record['id']}"
@@ -205,12 +238,25 @@ def renew(account: Account, record: Json, outcome: str | None = None) -> None:
             current_period_start=start,
             current_period_end=after(start, item["price"]["recurring"], record["billing_cycle_anchor"]),
         )
+    lines, record["_pending"] = [*record["_pending"], *items], []
+    _bill(account, record, lines, "subscription_cycle", period, outcome)
+
+
+def _bill(
+    account: Account,
+    record: Json,
+    lines: Sequence[Json],
+    reason: str,
+    period: tuple[int, int] | None = None,
+    outcome: str | None = None,
+) -> None:
+    """An invoice for these lines, and an attempt to have it paid."""
     owner = account.objects[record["customer"]]
     invoice = open_invoice(
         account,
         record["customer"],
-        items,
-        reason="subscription_cycle",
+        lines,
+        reason=reason,
         email=owner.get("email"),
         subscription=record,
         period=period,
