@@ -165,7 +165,7 @@ class Admin:
         return {"sink": sink, "retried": await self._store.write(meters.retry, sink, id)}
 
     async def meters_discard(self, sink: str, id: str) -> Answer:
-        """Give up on a dead letter."""
+        """Give up on a dead letter, or on an event that waits."""
         await self._store.write(meters.discard, sink, id)
         return {"sink": sink, "discarded": id}
 

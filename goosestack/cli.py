@@ -592,7 +592,7 @@ def meters_status(letters: int, as_json: bool) -> None:
 
 def _meter_line(sink: Mapping[str, Any]) -> str:
     waits = f", {sink['lag_s']:.0f} s" if sink["lag"] else ""
-    error = f"; waits until {sink['retry_at']}: {sink['error']}" if sink["error"] else ""
+    error = f"; waits until {sink['retry_at'] or 'now'} with {sink['next']}: {sink['error']}" if sink["error"] else ""
     return f"{sink['sink']}: {sink['lag']} requests behind{waits}, {sink['dead_letters']} dead letters{error}"
 
 
@@ -611,7 +611,7 @@ def meters_retry(sink: str, id: str | None, as_json: bool) -> None:
 @click.argument("id", metavar="EVENT")
 @JSON
 def meters_discard(sink: str, id: str, as_json: bool) -> None:
-    """Give up on a dead letter: it will never be reported."""
+    """Give up on a dead letter, or on an event that waits: it will never be sent again."""
     done = ask("meters_discard", sink=sink, id=id)
     _print(done, as_json, f"{id} of {sink} is discarded")
 

@@ -9,7 +9,8 @@ is one more row. A batch goes through three states, each a transaction of this d
 `fix` writes the events of the next rows down before anything is sent; from then on their ids and contents are what
 they are. All state is in the database: a process that dies anywhere goes on where it was, and sends again what it has
 no answer for, under the same id, which the receiver drops. Where the receiver forgets ids, an event whose fate has
-been unknown for that long is not sent again, but becomes a dead letter.
+been unknown for that long is not sent again, but becomes a dead letter. So that there are few of those, a receiver
+whose state is unknown, at the start and after a failure, is asked with one event alone until it answers for it.
 
 `Meter.turn` does what is due, on a clock and a source of chance that it is given; the verbs below it are an operator's.
 """
@@ -25,7 +26,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
 
-from goosestack.sinks import Event, Rejected, Sink, Unavailable, Usage, unix
+from goosestack.sinks import AHEAD_S, Event, Rejected, Sink, Unavailable, Usage, unix
 from goosestack.sinks.openmeter import OpenMeter
 from goosestack.sinks.stripe_meter import StripeMeter
 from goosestack.sinks.supabase import Supabase
@@ -77,7 +78,7 @@ class Meter:
     ) -> None:
         self.sink = sink
         self._store, self._operator, self._now, self._chance = store, operator, now, chance
-        self._begun = False
+        self._begun = self._answers = False
 
     async def run(self) -> None:
         """Report for as long as the process lives."""
@@ -98,15 +99,17 @@ class Meter:
         if not self._begun:
             await self._store.write(begin, name, now)
             self._begun = True
-        if not self._store.peek(_due, name, self.sink.horizon(now), now):
+        if not self._store.peek(_due, self.sink, now):
             return False
-        await self._store.write(fix, self.sink, now)
+        await self._store.write(fix, self.sink, now, sending=self._answers)
         events = await self._store.read(_pending, self.sink)
+        batch = _Batch()
+        events = self._bury(batch, events)
+        events = events if self._answers else events[:1]
         fresh = {event.id for event in events if event.tried_at in (None, now)}
         unmarked = [event.id for event in events if event.tried_at is None]
         if unmarked:
             await self._store.write(_mark, name, unmarked, now)
-        batch = _Batch()
         await self._hand_over(batch, events)
         batch.untouched = [id for id in batch.untouched if id in fresh]
         failures = await self._store.write(_close, name, batch, now)
@@ -115,22 +118,29 @@ class Meter:
         self._tell(batch)
         return batch.failure is None
 
-    async def _hand_over(self, batch: _Batch, events: Sequence[Event]) -> None:
-        """Send what may be sent, a few requests at once."""
-        known = [event for event in events if not self._forgotten(event)]
+    def _bury(self, batch: _Batch, events: Sequence[Event]) -> Sequence[Event]:
+        """Give up on events that cannot be sent again; the others."""
+        if self.sink.remembers_s is None:
+            return events
+        since = later(self._now(), -self.sink.remembers_s)
+        forgotten = {event.id for event in events if event.tried_at is not None and event.tried_at < since}
         for event in events:
-            if self._forgotten(event):
+            if event.id in forgotten:
                 batch.dead[event.id] = (
                     f"nobody knows whether it has arrived: it was first sent at {event.tried_at}, and the receiver may"
                     " have forgotten its id"
                 )
-        size, lanes = self.sink.per_request, asyncio.Semaphore(LANES)
-        parts = [known[start : start + size] for start in range(0, len(known), size)]
-        await asyncio.gather(*(self._send(batch, part, lanes) for part in parts))
+        return [event for event in events if event.id not in forgotten]
 
-    def _forgotten(self, event: Event) -> bool:
-        window = self.sink.remembers_s
-        return window is not None and event.tried_at is not None and event.tried_at < later(self._now(), -window)
+    async def _hand_over(self, batch: _Batch, events: Sequence[Event]) -> None:
+        """Send events, a few requests at once."""
+        size, lanes = self.sink.per_request, asyncio.Semaphore(LANES)
+        parts = [events[start : start + size] for start in range(0, len(events), size)]
+        await asyncio.gather(*(self._send(batch, part, lanes) for part in parts))
+        if batch.failure is not None:
+            self._answers = False
+        elif parts:
+            self._answers = True
 
     async def _send(self, batch: _Batch, events: Sequence[Event], lanes: asyncio.Semaphore) -> None:
         """Send some events in one request; where the receiver refuses them, halves of them, until it is one alone."""
@@ -204,23 +214,23 @@ def begin(tx: Tx, sink: str, now: str) -> None:
     )
 
 
-def _due(tx: Tx, sink: str, horizon: str, now: str) -> bool:
+def _due(tx: Tx, sink: Sink, now: str) -> bool:
     """Whether there is something to report, and no wait before it. A wait longer than any that is ever set comes from
     a clock that was turned back."""
     row = tx.execute(
         "SELECT c.retry_at, u.ended_at,"
         " EXISTS (SELECT 1 FROM meter_events e WHERE e.sink = c.sink AND e.status = 'pending')"
         " FROM meter_cursors c LEFT JOIN usage_log u ON u.settled_seq = c.fixed_seq + 1 WHERE c.sink = ?",
-        (sink,),
+        (sink.name,),
     ).fetchone()
     retry_at, oldest, pending = row
     if retry_at is not None and now < retry_at <= later(now, MOST_RETRY_AFTER_S + MOST_WAIT_S):
         return False
-    return bool(pending) or (oldest is not None and oldest < horizon)
+    return bool(pending) or (oldest is not None and sink.ripe(oldest, now))
 
 
-def fix(tx: Tx, sink: Sink, now: str) -> None:
-    """Write down the events of the next rows, unless some are pending. Those are about to be sent, and marked so."""
+def fix(tx: Tx, sink: Sink, now: str, *, sending: bool) -> None:
+    """Write down the events of the next rows, unless some are pending; marked where all are `sending` from now on."""
     settled, fixed, first, pending = tx.execute(
         "SELECT settled_seq, fixed_seq, first_seq,"
         " EXISTS (SELECT 1 FROM meter_events e WHERE e.sink = c.sink AND e.status = 'pending')"
@@ -229,17 +239,17 @@ def fix(tx: Tx, sink: Sink, now: str) -> None:
     ).fetchone()
     if pending:
         return
-    rows = _rows(tx, fixed, sink.rows, sink.horizon(now))
+    rows = _rows(tx, sink, fixed, now)
     if not rows:
         return
     # A correction of what was settled before this sink was turned on corrects nothing that it knows.
     known = [row for row in rows if row.corrects is None or row.corrects > first]
-    events = sink.fix(tx, known, now)
+    events, tried_at = sink.fix(tx, known, now), now if sending else None
     for number, event in enumerate(events):
         tx.execute(
             "INSERT INTO meter_events (sink, id, user_id, seq, facts, status, tried_at, fixed_at)"
             " VALUES (?, ?, ?, ?, ?, 'pending', ?, ?) ON CONFLICT (sink, id) DO NOTHING",
-            (sink.name, event.id, event.user_id, fixed + 1 + number, json.dumps(dict(event.facts)), now, now),
+            (sink.name, event.id, event.user_id, fixed + 1 + number, json.dumps(dict(event.facts)), tried_at, now),
         )
     tx.execute(
         "UPDATE meter_cursors SET fixed_seq = ?, settled_seq = ?, updated_at = ? WHERE sink = ?",
@@ -247,7 +257,7 @@ def fix(tx: Tx, sink: Sink, now: str) -> None:
     )
 
 
-def _rows(tx: Tx, after: int, most: int, horizon: str) -> list[Usage]:
+def _rows(tx: Tx, sink: Sink, after: int, now: str) -> list[Usage]:
     """The next settled rows, up to the first that may not be reported yet."""
     found = tx.execute(
         "SELECT u.settled_seq, u.id, u.user_id, CASE WHEN a.id IS NULL THEN 'nobody' WHEN a.unit = 'tokens' THEN"
@@ -258,12 +268,12 @@ def _rows(tx: Tx, after: int, most: int, horizon: str) -> list[Usage]:
         " FROM usage_log u LEFT JOIN accounts a ON a.id = u.account_id"
         " LEFT JOIN usage_log o ON u.id LIKE '%.c' AND o.id = substr(u.id, 1, length(u.id) - 2)"
         " WHERE u.settled_seq > ? AND u.settled_seq <= ? ORDER BY u.settled_seq",
-        (after, after + most),
+        (after, after + sink.rows),
     )
     rows = []
     for row in found:
         usage = Usage(*row)
-        if usage.ended_at >= horizon:
+        if not sink.ripe(usage.ended_at, now):
             break
         rows.append(usage)
     return rows
@@ -306,12 +316,17 @@ def _close(tx: Tx, sink: str, batch: _Batch, now: str) -> int:
             "UPDATE meter_cursors SET failures = 0, error = NULL, retry_at = NULL, updated_at = ? WHERE sink = ?",
             (now, sink),
         )
+    _pass(tx, sink)
+    return int(failures)
+
+
+def _pass(tx: Tx, sink: str) -> None:
+    """Let the cursor pass a batch of which nothing is pending any more."""
     tx.execute(
         "UPDATE meter_cursors SET settled_seq = fixed_seq WHERE sink = ? AND NOT EXISTS"
         " (SELECT 1 FROM meter_events e WHERE e.sink = meter_cursors.sink AND e.status = 'pending')",
         (sink,),
     )
-    return int(failures)
 
 
 def _wait(tx: Tx, sink: str, error: str, retry_at: str) -> None:
@@ -327,28 +342,31 @@ def _wait(tx: Tx, sink: str, error: str, retry_at: str) -> None:
 
 def status(tx: Tx, now: str) -> list[dict[str, Any]]:
     """Every sink that ever was: `sink`, `ok`, `lag` (settled rows that it has not got), `lag_s` (since when the oldest
-    of them waits), `pending`, `dead_letters`, `skipped` (rows of users whom it cannot know), `carried` (by unit: what
-    Stripe's meter has not been told of yet), `failures` in a row, the latest `error`, `retry_at`."""
+    of them waits; 0 where its time is yet to come, which is not well), `pending` events, the `next` of them to be sent,
+    `dead_letters`, `skipped` (rows of users whom it cannot know), `carried` (by unit: what Stripe's meter has not been
+    told of yet), `failures` in a row, the latest `error`, `retry_at`."""
     rows = tx.execute(
         "SELECT c.sink, (SELECT coalesce(max(settled_seq), 0) FROM usage_log) - c.settled_seq, u.ended_at,"
         " (SELECT count(*) FROM meter_events e WHERE e.sink = c.sink AND e.status = 'pending'),"
+        " (SELECT e.id FROM meter_events e WHERE e.sink = c.sink AND e.status = 'pending' ORDER BY e.seq, e.id LIMIT 1),"
         " (SELECT count(*) FROM meter_events e WHERE e.sink = c.sink AND e.status = 'dead'),"
         " c.skipped, c.failures, c.error, c.retry_at"
         " FROM meter_cursors c LEFT JOIN usage_log u ON u.settled_seq = c.settled_seq + 1 ORDER BY c.sink"
     ).fetchall()
     found = []
-    for sink, lag, oldest, pending, dead, skipped, failures, error, retry_at in rows:
-        lag_s = 0.0 if oldest is None else max(0.0, round(unix(now) - unix(oldest), 3))
+    for sink, lag, oldest, pending, first, dead, skipped, failures, error, retry_at in rows:
+        lag_s = 0.0 if oldest is None else round(unix(now) - unix(oldest), 3)
         carried = tx.execute(
             "SELECT meter, sum(amount) FROM meter_carries WHERE meter LIKE ? GROUP BY meter", (f"{sink}:%",)
         )
         found.append(
             {
                 "sink": sink,
-                "ok": dead == 0 and lag_s < LATE_S,
+                "ok": dead == 0 and -AHEAD_S <= lag_s < LATE_S,
                 "lag": lag,
-                "lag_s": lag_s,
+                "lag_s": max(0.0, lag_s),
                 "pending": pending,
+                "next": first,
                 "dead_letters": dead,
                 "skipped": skipped,
                 "carried": {meter.partition(":")[2]: int(amount) for meter, amount in carried},
@@ -390,10 +408,11 @@ def retry(tx: Tx, sink: str, id: str | None) -> int:
 
 
 def discard(tx: Tx, sink: str, id: str) -> None:
-    """Give up on a dead letter: it will never be reported."""
+    """Give up on an event, dead or pending: it will never be sent again."""
     _known(tx, sink)
-    if tx.execute("DELETE FROM meter_events WHERE sink = ? AND id = ? AND status = 'dead'", (sink, id)).rowcount == 0:
-        raise MeterError(f"{sink} has no dead letter {id}")
+    if tx.execute("DELETE FROM meter_events WHERE sink = ? AND id = ?", (sink, id)).rowcount == 0:
+        raise MeterError(f"{sink} has no dead letter {id}, and nothing of that id is waiting")
+    _pass(tx, sink)
 
 
 def last_before(tx: Tx, since: str) -> int:
@@ -416,15 +435,17 @@ def replay(tx: Tx, sink: str, since: str, after: int, now: str, *, force: bool) 
             f"{sink} may have forgotten ids from before {later(now, -kind.remembers_s)}, and what it still has would"
             " count twice; use --force if it has lost everything since then"
         )
-    (settled,) = tx.execute("SELECT settled_seq FROM meter_cursors WHERE sink = ?", (sink,)).fetchone()
-    if after >= settled:
+    first, settled, fixed = tx.execute(
+        "SELECT first_seq, settled_seq, fixed_seq FROM meter_cursors WHERE sink = ?", (sink,)
+    ).fetchone()
+    if after >= fixed:
         return 0
     tx.execute(
-        "UPDATE meter_cursors SET first_seq = CASE WHEN first_seq < ? THEN first_seq ELSE ? END,"
-        " settled_seq = ?, fixed_seq = ?, retry_at = NULL, failures = 0 WHERE sink = ?",
-        (after, after, after, after, sink),
+        "UPDATE meter_cursors SET first_seq = ?, settled_seq = ?, fixed_seq = ?, retry_at = NULL, failures = 0"
+        " WHERE sink = ?",
+        (min(first, after), min(settled, after), after, sink),
     )
-    return int(settled - after)
+    return int(fixed - after)
 
 
 def _known(tx: Tx, sink: str) -> type[Sink]:

@@ -338,7 +338,9 @@ def test_the_commands_work_without_a_daemon(metered: World, receivers: Receivers
     (told,) = (sink for sink in shell.json("meters", "status") if sink["sink"] == "openmeter")
     assert sorted(letter["id"] for letter in told["dead"]) == [first, second]
     assert shell.json("meters", "discard", "openmeter", first) == {"sink": "openmeter", "discarded": first}
-    assert shell.refused("meters", "discard", "openmeter", first) == f"openmeter has no dead letter {first}"
+    assert shell.refused("meters", "discard", "openmeter", first) == (
+        f"openmeter has no dead letter {first}, and nothing of that id is waiting"
+    )
     assert shell.json("meters", "retry", "openmeter") == {"sink": "openmeter", "retried": 1}
     receivers.openmeter.tell("DELETE", "poison")
     metered.daemon.start()

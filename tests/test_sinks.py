@@ -369,13 +369,60 @@ def test_what_stripe_may_have_is_not_sent_again_after_a_day() -> None:
     assert "nobody knows whether it has arrived" in world.till.dead("stripe_meter")[0]["reason"]
 
 
-def test_a_row_from_a_clock_that_ran_ahead_is_told_as_of_now() -> None:
-    world = ToStripe()
-    world.till.clock.seconds += HOUR_S
+@pytest.mark.parametrize("by_minute", [False, True])
+def test_a_row_from_a_clock_that_ran_ahead_is_told_as_of_now_and_holds_up_nothing(by_minute: bool) -> None:
+    world = ToStripe(by_minute=by_minute)
+    world.till.clock.seconds += 24 * HOUR_S
     world.till.settle()
-    world.till.clock.seconds -= HOUR_S
+    world.till.clock.seconds -= 24 * HOUR_S
+    world.till.settle("bob")
+    at = int(world.till.clock.seconds)
+    world.till.clock.seconds += 61 if by_minute else 0
+    world.report()
+    assert sorted(world.values()) == [15, 15]
+    assert {event["timestamp"] for event in world.receiver.events()} <= {at, int(world.till.clock.seconds)}
+    assert world.till.status("stripe_meter")["ok"]
+
+
+def test_a_clock_that_goes_back_before_an_event_is_sent_makes_no_dead_letter_of_it() -> None:
+    world = ToStripe()
+    world.wire.faults["stripe"] = ["refused"]
+    world.till.settle()
+    world.report()
+    world.till.clock.seconds -= 24 * HOUR_S
     world.report()
     assert world.receiver.events()[0]["timestamp"] == int(world.till.clock.seconds)
+    assert world.till.dead("stripe_meter") == []
+
+
+def test_a_misspelt_meter_holds_up_its_events_until_the_setting_is_right() -> None:
+    world = ToStripe()
+    ids = [world.till.settle()]
+    world.report()
+    world.begin(event_name="misspelt")
+    ids += [world.till.settle() for _ in range(3)]
+    world.report()
+    assert "No active meter" in world.till.status("stripe_meter")["error"]
+    assert world.till.dead("stripe_meter") == []
+    world.begin(event_name="tokens")
+    assert [event["id"] for event in world.receiver.events()] == ids
+    assert world.till.status("stripe_meter")["ok"]
+
+
+def test_what_counts_tokens_never_goes_to_the_meter_of_costs() -> None:
+    """Both settings are changed while events wait: those go under their own meter's name, or to the dead letters."""
+    world = ToStripe()
+    world.wire.faults["stripe"] = ["refused"]
+    first = world.till.settle(read=100, written=0, nanos=5_000)
+    world.report()
+    world.begin(value="cost", event_name="misspelt")
+    second = world.till.settle(nanos=7_000)
+    world.report()
+    assert [(event["id"], event["value"]) for event in world.receiver.events()] == [(first, 100)]
+    assert world.till.status("stripe_meter")["next"] == second
+    world.begin(value="tokens", event_name="tokens")
+    assert [letter["id"] for letter in world.till.dead("stripe_meter")] == [second]
+    assert world.values() == [100]
 
 
 def test_a_meter_that_does_not_exist_is_the_operators_to_make() -> None:
