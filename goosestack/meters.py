@@ -357,7 +357,8 @@ def status(tx: Tx, now: str) -> list[dict[str, Any]]:
     for sink, lag, oldest, pending, first, dead, skipped, failures, error, retry_at in rows:
         lag_s = 0.0 if oldest is None else round(unix(now) - unix(oldest), 3)
         carried = tx.execute(
-            "SELECT meter, sum(amount) FROM meter_carries WHERE meter LIKE ? GROUP BY meter", (f"{sink}:%",)
+            "SELECT meter, sum(amount) FROM meter_carries WHERE meter LIKE ? GROUP BY meter HAVING sum(amount) <> 0",
+            (f"{sink}:%",),
         )
         found.append(
             {

@@ -81,22 +81,44 @@ def test_openmeter_gets_cloud_events_whose_amounts_are_texts() -> None:
 
 def test_openmeter_knows_users_by_the_name_that_is_chosen() -> None:
     by_customer = ToOpenMeter("stripe_customer_id")
-    for user in ("alice", "carol", "bob"):
+    for user in ("alice", "bob"):
         by_customer.till.settle(user)
     by_customer.till.report(by_customer.meter)
     assert [event["subject"] for event in by_customer.receiver.events()] == ["cus_alice", "cus_bob"]
-    (letter,) = by_customer.till.dead("openmeter")
-    assert letter["reason"] == "its user has no stripe_customer_id"
-    by_customer.till.books.db.execute("UPDATE users SET stripe_customer_id = 'cus_carol' WHERE id = 'carol'")
-    meters.retry(by_customer.till.books.db, "openmeter", None)
-    by_customer.till.report(by_customer.meter)
-    assert by_customer.receiver.events()[-1]["subject"] == "cus_carol", "once there is such a name, it is known by it"
-
     by_project = ToOpenMeter("supabase_id")
     link(by_project.till)
     by_project.till.settle()
     by_project.till.report(by_project.meter)
     assert by_project.receiver.events()[0]["subject"] == ALICE
+
+
+def test_a_user_without_the_chosen_name_is_counted_and_not_reported_then_or_later() -> None:
+    world = ToOpenMeter("stripe_customer_id")
+    early = world.till.settle("carol", estimated=True)
+    others = [world.till.settle("alice"), world.till.settle("bob")]
+    world.till.report(world.meter)
+    status = world.till.status("openmeter")
+    assert (status["skipped"], status["dead_letters"], status["lag"], status["ok"]) == (1, 0, 0, True)
+    assert world.till.alerts.told == []
+    world.till.books.db.execute("UPDATE users SET stripe_customer_id = 'cus_carol' WHERE id = 'carol'")
+    late = world.till.settle("carol", estimated=True)
+    for id in (early, late):
+        world.till.correct(id, read=1, written=0, nanos=1)
+    world.till.report(world.meter)
+    assert [event["id"] for event in world.receiver.events()] == [*others, late, f"{late}.c"]
+    assert (world.till.status("openmeter")["skipped"], world.till.status("openmeter")["carried"]) == (2, {})
+
+
+def test_a_name_that_is_taken_away_before_an_event_is_sent_makes_a_dead_letter_of_it() -> None:
+    world = ToOpenMeter("stripe_customer_id")
+    world.wire.faults["openmeter"] = ["refused"]
+    id = world.till.settle()
+    world.till.report(world.meter)
+    world.till.books.db.execute("UPDATE users SET stripe_customer_id = NULL WHERE id = 'alice'")
+    world.till.clock.seconds += 2
+    world.till.report(world.meter)
+    (letter,) = world.till.dead("openmeter")
+    assert (letter["id"], letter["reason"]) == (id, "its user has no stripe_customer_id")
 
 
 def link(till: Till) -> None:

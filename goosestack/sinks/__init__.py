@@ -161,6 +161,12 @@ class Sink(Protocol):
         ...
 
 
+def skip(tx: Tx, sink: str, rows: int) -> None:
+    """Count rows of users whom the receiver cannot know: they are never reported."""
+    if rows:
+        tx.execute("UPDATE meter_cursors SET skipped = skipped + ? WHERE sink = ?", (rows, sink))
+
+
 # --- asking a receiver ----------------------------------------------------------------------------------------
 
 

@@ -31,6 +31,7 @@ from goosestack.sinks import (
     Unavailable,
     Usage,
     ask,
+    skip,
     unix,
 )
 from goosestack.store import Tx
@@ -155,8 +156,7 @@ class StripeMeter(Sink):
                     " ON CONFLICT (meter, user_id) DO UPDATE SET amount = excluded.amount",
                     (self._meter, user_id, carry.since, carry.amount),
                 )
-        if skipped:
-            tx.execute("UPDATE meter_cursors SET skipped = skipped + ? WHERE sink = ?", (skipped, self.name))
+        skip(tx, self.name, skipped)
 
     # --- telling it ---
 
