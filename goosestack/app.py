@@ -296,9 +296,12 @@ async def _open(
     def warn(what: str) -> None:
         log.warning("plans", utc_now(), what=what)
 
+    def alert(kind: str, **facts: object) -> None:
+        gateway.alert(kind, **facts)  # which is made of what calls this
+
     for name in await store.read(planning.unknown, plans, utc_now()):
         warn(f"there are users of the plan {name}, which there is none of")
-    policy, supabase = wiring.policy_of(config), wiring.supabase_of(config, store, client, plans, utc_now, warn)
+    policy, supabase = wiring.policy_of(config), wiring.supabase_of(config, store, client, plans, utc_now, warn, alert)
     identifiers: list[Identifier] = [Keys(store)]
     gateway = Gateway(
         store=store,

@@ -142,6 +142,7 @@ def supabase_of(
     plans: Plans,
     now: Callable[[], str],
     warn: Callable[[str], None],
+    alert: Callable[..., None],
 ) -> Supabase | None:
     """The Supabase project whose users may call; None where there is none. Raises Refusal."""
     if config.supabase_url is None:
@@ -166,6 +167,7 @@ def supabase_of(
         anonymous=config.supabase_anonymous,
         check=check,
         now=now,
+        alert=alert,
         plan=supabase.PlanClaim(tuple(place.split(".")), plans, warn) if kind == "claim" else None,
     )
 

@@ -4,6 +4,7 @@ is particular to each stands in `test_sinks.py`.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from email.utils import format_datetime
@@ -393,6 +394,23 @@ def test_what_is_being_reported_no_longer_changes(house: House) -> None:
     bodies = [body for _, _, body in house.wire.asked]
     assert bodies[0] == bodies[1], "the same event, and no other in its batch"
     assert house.arrived() == [id]
+
+
+def test_after_a_restore_what_a_receiver_has_is_reported_again_and_dropped_by_it(house: House) -> None:
+    ids = [warm(house), *(house.till.settle() for _ in range(3))]
+    backup = sqlite3.connect(":memory:", isolation_level=None)
+    house.till.books.db.backup(backup)
+    house.till.report(house.meter)
+    lost = house.till.settle()
+    house.till.report(house.meter)
+    house.till.books.db.close()
+    house.till.books.db = backup
+    house.start()
+    new = house.till.settle()
+    house.till.report(house.meter)
+    assert house.arrived() == [*ids, lost, new]
+    assert house.openmeter.totals()["duplicates"] == 3
+    assert house.till.status("openmeter")["ok"]
 
 
 # --- dead letters ---------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ import pytest
 
 from goosestack import config, meters
 from goosestack.demo.openmeter import OpenMeter as FakeOpenMeter, Reply
-from goosestack.demo.postgrest import Failure, Table
 from goosestack.meters import SINKS, Meter, MeterError
 from goosestack.sinks import FIELDS, Sink
 from goosestack.sinks.openmeter import SUBJECTS, OpenMeter
@@ -19,7 +18,7 @@ from goosestack.sinks.stripe_meter import PAYERS, StripeMeter
 from goosestack.sinks.supabase import SOURCES, Supabase
 from goosestack.sinks.webhook import Webhook
 from tests.metering import HOUR_S, Till, Wire
-from tests.receivers import Hook, StripeMeters
+from tests.receivers import Hook, ProjectTable, StripeMeters
 
 KEY = "sk_test_operators_canary_0001"
 SECRET = "whsec_" + "c2VjcmV0" * 4
@@ -512,33 +511,7 @@ def test_another_value_begins_with_a_carry_of_its_own() -> None:
 # --- Supabase -------------------------------------------------------------------------------------------------
 
 
-class Project:
-    """A project's REST interface, with one table."""
-
-    path = "/rest/v1/usage"
-
-    def __init__(self, key: str, **table: Any) -> None:
-        columns = {"request_id": "text", "user_id": "uuid", "tokens": "bigint", "nanos": "bigint", "at": "timestamptz"}
-        self.key = key
-        self.table = Table("usage", columns, **{"unique": [["request_id"]], **table})
-        self.headers: Mapping[str, str] = {}
-
-    def take(self, headers: Mapping[str, str], body: bytes) -> Reply:
-        self.headers = headers
-        query = {"on_conflict": "request_id"}
-        try:
-            answer = self.table.insert(body, query, headers["prefer"], headers["apikey"] == self.key)
-        except Failure as failure:
-            return Reply(failure.status, json.dumps(failure.body).encode(), {"content-type": "application/json"})
-        return Reply(answer.status)
-
-    def totals(self) -> dict[str, Any]:
-        return {"tokens": sum(row["tokens"] for row in self.table.rows)}
-
-    def events(self) -> list[dict[str, Any]]:
-        return self.table.rows
-
-
+TYPES = {"request_id": "text", "user_id": "uuid", "tokens": "bigint", "nanos": "bigint", "at": "timestamptz"}
 COLUMNS = {
     "request_id": "id",
     "user_id": "supabase_id",
@@ -550,7 +523,7 @@ COLUMNS = {
 
 class ToSupabase:
     def __init__(self, key: str = "sb_secret_canary", columns: Mapping[str, str] = COLUMNS, **table: Any) -> None:
-        self.till, self.project = Till(), Project(key, **table)
+        self.till, self.project = Till(), ProjectTable(key, TYPES, **table)
         link(self.till)
         self.wire = Wire({"project": self.project})
         self.begin(key, columns)
