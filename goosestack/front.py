@@ -166,7 +166,8 @@ def _check_size(headers: Sequence[tuple[bytes, bytes]]) -> None:
 def dialect(scope: Scope) -> str:
     """Whose envelope an error has: the vendor's on its routes, ours on ours; Anthropic's where its version is sent."""
     path = scope["path"].removeprefix("/v1").removeprefix("/v1")
-    if path.rstrip("/") in _OWN or path.startswith(("/keys/", "/holds/", "/billing/", "/admin/", "/api/")):
+    own = path.rstrip("/") in _OWN or path.startswith(("/keys/", "/holds/", "/billing/", "/admin/", "/api/"))
+    if own and path != mobile_chat.ROUTE:
         return "ours"
     if any(name == b"anthropic-version" for name, _ in scope["headers"]):
         return "anthropic"

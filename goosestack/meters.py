@@ -348,7 +348,8 @@ def status(tx: Tx, now: str) -> list[dict[str, Any]]:
     rows = tx.execute(
         "SELECT c.sink, (SELECT coalesce(max(settled_seq), 0) FROM usage_log) - c.settled_seq, u.ended_at,"
         " (SELECT count(*) FROM meter_events e WHERE e.sink = c.sink AND e.status = 'pending'),"
-        " (SELECT e.id FROM meter_events e WHERE e.sink = c.sink AND e.status = 'pending' ORDER BY e.seq, e.id LIMIT 1),"
+        " (SELECT e.id FROM meter_events e WHERE e.sink = c.sink AND e.status = 'pending'"
+        " ORDER BY e.seq, e.id LIMIT 1),"
         " (SELECT count(*) FROM meter_events e WHERE e.sink = c.sink AND e.status = 'dead'),"
         " c.skipped, c.failures, c.error, c.retry_at"
         " FROM meter_cursors c LEFT JOIN usage_log u ON u.settled_seq = c.settled_seq + 1 ORDER BY c.sink"

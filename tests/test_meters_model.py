@@ -29,7 +29,7 @@ from tests.receivers import Hook, ProjectTable, StripeMeters
 
 LONG = os.environ.get("GOOSESTACK_PROOF") == "long"
 MACHINE = settings(
-    max_examples=400 if LONG else 60, stateful_step_count=40, deadline=None, database=None, print_blob=True
+    max_examples=2_000 if LONG else 60, stateful_step_count=40, deadline=None, database=None, print_blob=True
 )
 SECRET = "whsec_" + "c2VjcmV0" * 4
 NAMES = ("stripe_meter", "openmeter", "supabase", "webhook")
