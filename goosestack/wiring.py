@@ -121,7 +121,7 @@ def mobile_chat_of(upstreams: Upstreams, default: str | None, today: Callable[[]
             return mobile_chat.Traits()
         assert model is not None
         retired = model.retires is not None and model.retires <= today()
-        return mobile_chat.Traits(model.reasoning, model.retires if retired else None)
+        return mobile_chat.Traits(model.temperature, model.retires if retired else None)
 
     wire = mobile_chat.MobileChat(default, traits)
     if default is not None:

@@ -184,6 +184,7 @@ def test_a_model_is_one_line_with_all_that_both_sources_know() -> None:
         "max_input": 900,
         "max_output": 100,
         "reasoning": True,
+        "temperature": False,
         "retires": "2027-01-14",
         "web_search": None,
         "rates": [
@@ -480,6 +481,23 @@ def test_openrouter_output_is_bounded_by_litellm_or_by_the_context() -> None:
         (1000, 100, True),
         (1000, 1000, False),
     ]
+
+
+def test_openrouter_sells_what_its_author_says_it_is() -> None:
+    book, _ = built(
+        openai=info("gpt-1.5", TWO_TEN, context_window="1000"),
+        openrouter=info("openai/gpt-1.5", TWO_TEN, context_window="1000")
+        + info("a/gpt-1.5", TWO_TEN, context_window="9"),
+        litellm={"gpt-1.5": entry(supports_reasoning=True)},
+    )
+    told = {
+        model["provider"] + ":" + model["id"]: (model["reasoning"], "temperature" in model) for model in book.values()
+    }
+    assert told == {
+        "openai:gpt-1.5": (True, True),
+        "openrouter:a/gpt-1.5": (False, False),
+        "openrouter:openai/gpt-1.5": (True, True),
+    }
 
 
 def test_a_storage_fee_comes_on_top_of_the_input_price() -> None:
