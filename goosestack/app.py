@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Route
 
 from goosestack import __version__, admin, inbox, ledger, plans as planning, wiring
@@ -30,7 +29,7 @@ from goosestack.billing import Billing
 from goosestack.cashier import Cashier
 from goosestack.config import Config, tokenizer_folder
 from goosestack.errors import Refusal, ShuttingDown, UpstreamCut
-from goosestack.front import ASGI, Front, Problems, Receive, Scope, Send, WireEndpoint, http_problem
+from goosestack.front import ASGI, Cors, Front, Problems, Receive, Scope, Send, WireEndpoint, http_problem
 from goosestack.gateway import Gateway
 from goosestack.http import Client
 from goosestack.limits import RateLimit
@@ -373,7 +372,7 @@ def create_app(parts: Parts) -> Front:
     """The ASGI application on opened parts."""
     origins = list(parts.config.cors_allowed_origins)
     cors = Middleware(
-        CORSMiddleware,
+        Cors,
         allow_origins=origins,
         allow_methods=["GET", "POST", "DELETE"],
         allow_headers=["*"],

@@ -375,16 +375,16 @@ def user_list(as_json: bool) -> None:
 @JSON
 def user_pro(user_name: str, until: str, as_json: bool) -> None:
     """Let a user bring their own provider key until a date."""
-    done = ask("user_pro", user=user_name, until=None if until == "none" else _time(until))
+    done = ask("user_pro", user=user_name, until=None if until == "none" else _time(until, "--until"))
     _print(done, as_json, f"{done['id']} is Pro until {done['pro_until'] or 'never'}")
 
 
-def _time(text: str) -> str:
+def _time(text: str, option: str) -> str:
     try:
         moment = datetime.fromisoformat(text)
         moment = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError):  # in UTC, it may be beyond the year 9999
-        raise click.BadParameter(f"{text} is no date as 2026-12-31", param_hint="--until") from None
+        raise click.BadParameter(f"{text} is no date as 2026-12-31", param_hint=option) from None
     return moment.isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
@@ -537,7 +537,7 @@ def plans_list(as_json: bool = False) -> None:
 @JSON
 def plans_assign(user_name: str, plan: str, until: str | None, as_json: bool) -> None:
     """Give a user a plan. A greater one counts at once; a lesser one, once the month is over."""
-    done = ask("plan_assign", user=user_name, plan=plan, until=None if until is None else _time(until))
+    done = ask("plan_assign", user=user_name, plan=plan, until=None if until is None else _time(until, "--until"))
     _print(done, as_json, _plan_line(done))
 
 
@@ -623,7 +623,7 @@ def meters_discard(sink: str, id: str, as_json: bool) -> None:
 @JSON
 def meters_replay(sink: str, since: str, force: bool, as_json: bool) -> None:
     """Report everything again that settled since a time, to a receiver that has lost it. Never to Stripe."""
-    done = ask("meters_replay", sink=sink, since=_time(since), force=force)
+    done = ask("meters_replay", sink=sink, since=_time(since, "--since"), force=force)
     _print(done, as_json, f"{done['rows']} requests are reported to {sink} again")
 
 

@@ -83,7 +83,15 @@ def _url(value: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or "?" in value or "#" in value:
         raise _Bad("must be an http or https URL without a query")
     _refuse_unreachable(parts)
-    return _key(value).rstrip("/")
+    _key(value)
+    return (_origin(parts) + parts.path).rstrip("/")
+
+
+def _origin(parts: SplitResult) -> str:
+    """The beginning of an address as everybody else writes it: in small letters, without the scheme's own port."""
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    port = "" if parts.port in (None, _PORTS.get(parts.scheme)) else f":{parts.port}"
+    return f"{parts.scheme}://{host}{port}"
 
 
 def _refuse_credentials(netloc: str) -> None:
@@ -91,6 +99,10 @@ def _refuse_credentials(netloc: str) -> None:
     if "@" in netloc:
         raise _Bad("must not have a user or a password before its host")
 
+
+_PORTS = {"http": 80, "https": 443}
+_WEB_VIEWS = ("capacitor", "ionic", "tauri", "chrome-extension", "moz-extension")
+"""Schemes under which apps and extensions show their own pages, and call from them."""
 
 _LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
 _HOST = re.compile(rf"({_LABEL}\.)*{_LABEL}\.?", re.ASCII)
@@ -209,17 +221,20 @@ def _columns(value: str) -> tuple[str, ...]:
 
 
 def _origins(value: str) -> tuple[str, ...]:
-    origins = tuple(origin.strip() for origin in value.split(",") if origin.strip())
+    origins = [origin.strip() for origin in value.split(",") if origin.strip()]
+    if origins == ["*"]:
+        return ("*",)
+    if "*" in origins:
+        raise _Bad("must be * alone, or a list of origins")
+    found = []
     for origin in origins:
         _refuse_credentials(origin)
         parts = urlsplit(origin)
-        if origin != "*" and (parts.scheme not in ("http", "https") or not parts.netloc or parts.path):
+        if parts.scheme not in (*_PORTS, *_WEB_VIEWS) or not parts.hostname or parts.path or set("?#") & set(origin):
             raise _Bad(f"must list origins as https://example.com, or be *; {origin} is neither")
-        if origin != "*":
-            _refuse_unreachable(parts)
-    if "*" in origins and len(origins) > 1:
-        raise _Bad("must be * alone, or a list of origins")
-    return origins
+        _refuse_unreachable(parts)
+        found.append(_origin(parts))
+    return tuple(found)
 
 
 def _networks(value: str) -> tuple[str, ...]:

@@ -317,6 +317,8 @@ def test_a_receiver_that_has_lost_everything_gets_it_again(metered: World, recei
     assert receivers.hook.totals()["requests"] == 4, "the other sink was not asked again"
     told = shell.refused("meters", "replay", "openmeter", "--since", "2026-01-01")
     assert told.startswith("openmeter may have forgotten ids from before ")
+    wrong = shell.run("meters", "replay", "openmeter", "--since", "yesterday", expect=2)[1]
+    assert "Invalid value for --since: yesterday is no date as 2026-12-31" in wrong
 
 
 def test_stripe_is_not_replayed(folder: Path, receivers: Receivers) -> None:
