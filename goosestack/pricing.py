@@ -232,6 +232,8 @@ class PriceBook:
     """Every model that has a price, by provider and by any of its names."""
 
     generated: str
+    retired: Mapping[str, str] = field(default_factory=dict)
+    """Names that their provider no longer answers for, and since when."""
     models: dict[tuple[str, str], Model] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     """The operator's own names for models."""
@@ -271,7 +273,7 @@ def load(generated: str, operators: str = "") -> PriceBook:
     data = json.loads(generated, parse_float=_no_floats)
     if data.get("format") != 1:
         raise PriceError("prices.json has a format that this version does not read")
-    book = PriceBook(generated=str(data["generated"]))
+    book = PriceBook(generated=str(data["generated"]), retired=data.get("retired", {}))
     for entry in data["models"]:
         book.add(_model(entry))
     if operators:

@@ -118,7 +118,7 @@ def mobile_chat_of(upstreams: Upstreams, default: str | None, today: Callable[[]
         try:
             model = upstreams.offer(wire, name, "").model  # as of no day, on which none is retired yet
         except errors.ModelNotFound:
-            return mobile_chat.Traits()
+            return mobile_chat.Traits(retired=upstreams.book.retired.get(name))
         assert model is not None
         retired = model.retires is not None and model.retires <= today()
         return mobile_chat.Traits(model.temperature, model.retires if retired else None)

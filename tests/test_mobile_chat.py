@@ -165,6 +165,26 @@ def test_a_model_that_is_not_sold_is_not_found(world: World, alice: Customer) ->
     assert "/v1/messages" in refused(world, alice, 404, model="claude-haiku-4-5")
 
 
+@pytest.mark.parametrize(
+    ("name", "day"),
+    [
+        ("gpt-4-32k", "2025-06-06"),
+        ("gpt-3.5-turbo-0301", "2024-09-13"),
+        ("o1-mini", "2025-10-27"),
+        ("o1", "2026-10-23"),
+    ],
+)
+def test_a_model_that_was_gone_before_this_version_is_refused_by_its_day(
+    world: World, alice: Customer, name: str, day: str
+) -> None:
+    assert f"the model `{name}` was retired on {day}; `GET /v1/models`" in refused(world, alice, 400, model=name)
+    reply = ask(world, "POST", "/v1/chat/completions", key=alice.key, body={"messages": QUESTION, "model": name})
+    assert (reply.status, f": it was retired on {day}" in reply.json()["error"]["message"]) == (404, True)
+    alias = f'[aliases]\n"{name}" = "gpt-5.4-mini"\n'
+    asked: Body = {"messages": QUESTION, "model": name}
+    assert mobile_chat_of(upstreams_of(alias), None, lambda: "2026-11-21").parse(asked, own_key=False).model == name
+
+
 def test_a_model_that_is_gone_and_has_no_alias_is_refused_from_that_day_on() -> None:
     entries = json.loads((files("goosestack") / "prices.json").read_text())["models"]
     name, day = next(
