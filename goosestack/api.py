@@ -350,8 +350,8 @@ class Api:
         """How far the sinks that are on have got."""
         if not self._health.sinks:
             return []
-        known = await self._gateway.store.read(meters.status, self._gateway.now())
-        return [sink for sink in known if sink["sink"] in self._health.sinks]
+        known = await self._gateway.store.read(meters.status, self._gateway.now(), self._health.sinks)
+        return [sink for sink in known if sink.pop("on")]
 
     def _operator(self, request: Request) -> None:
         """Raise NotPermitted unless the request comes from this machine or bears the operator's token."""

@@ -337,7 +337,9 @@ async def _beside(parts: Parts) -> AsyncIterator[None]:
     tasks = [asyncio.create_task(jobs.every(name, seconds)) for name, seconds in JOBS]
     tasks.append(asyncio.create_task(jobs.once("fetch_keys")))  # before the first caller needs them
     tasks += [asyncio.create_task(meter.run()) for meter in parts.meters]
-    operator = admin.Admin(parts.store, utc_now, parts.plans, parts.gateway, parts.cashier, parts.agents)
+    operator = admin.Admin(
+        parts.store, utc_now, parts.plans, parts.gateway, parts.cashier, parts.agents, sinks=parts.config.meters
+    )
     server = await admin.listen(operator, parts.config.db_path)
     try:
         yield

@@ -322,7 +322,7 @@ def _asked(config: Config, verb: str, args: Mapping[str, object]) -> Any:
     try:
         with _refusals():
             plans = _plans(config) if verb.startswith("plan_") else None
-            return asyncio.run(admin.call(config.db_path, verb, args, app.utc_now, plans, cashier))
+            return asyncio.run(admin.call(config.db_path, verb, args, app.utc_now, plans, cashier, config.meters))
     except admin.VerbError as error:
         click.echo(f"goosestack: {error}", err=True)
         sys.exit(EXIT_NOT_YET if isinstance(error, admin.NotNow) else 1)
@@ -593,7 +593,8 @@ def meters_status(letters: int, as_json: bool) -> None:
 def _meter_line(sink: Mapping[str, Any]) -> str:
     waits = f", {sink['lag_s']:.0f} s" if sink["lag"] else ""
     error = f"; waits until {sink['retry_at'] or 'now'} with {sink['next']}: {sink['error']}" if sink["error"] else ""
-    return f"{sink['sink']}: {sink['lag']} requests behind{waits}, {sink['dead_letters']} dead letters{error}"
+    name = sink["sink"] if sink["on"] else f"{sink['sink']} (off)"
+    return f"{name}: {sink['lag']} requests behind{waits}, {sink['dead_letters']} dead letters{error}"
 
 
 @meters.command("retry")
@@ -603,7 +604,7 @@ def _meter_line(sink: Mapping[str, Any]) -> str:
 def meters_retry(sink: str, id: str | None, as_json: bool) -> None:
     """Send dead letters again, one or all of them, and try at once where the sink waits."""
     done = ask("meters_retry", sink=sink, id=id)
-    _print(done, as_json, f"{done['retried']} dead letters of {sink} are sent again")
+    _print(done, as_json, f"{done['retried']} dead letters of {sink} are sent again{_once_on(done)}")
 
 
 @meters.command("discard")
@@ -624,7 +625,11 @@ def meters_discard(sink: str, id: str, as_json: bool) -> None:
 def meters_replay(sink: str, since: str, force: bool, as_json: bool) -> None:
     """Report everything again that settled since a time, to a receiver that has lost it. Never to Stripe."""
     done = ask("meters_replay", sink=sink, since=_time(since, "--since"), force=force)
-    _print(done, as_json, f"{done['rows']} requests are reported to {sink} again")
+    _print(done, as_json, f"{done['rows']} requests are reported to {sink} again{_once_on(done)}")
+
+
+def _once_on(done: Mapping[str, Any]) -> str:
+    return "" if done["on"] else ", once METERS names it again"
 
 
 # --- DRAIN ----------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -340,8 +340,8 @@ def _wait(tx: Tx, sink: str, error: str, retry_at: str) -> None:
 # --- what can be seen -----------------------------------------------------------------------------------------
 
 
-def status(tx: Tx, now: str) -> list[dict[str, Any]]:
-    """Every sink that ever was: `sink`, `ok`, `lag` (settled rows that it has not got), `lag_s` (since when the oldest
+def status(tx: Tx, now: str, on: Collection[str]) -> list[dict[str, Any]]:
+    """Every sink that ever was: `sink`, whether it is `on` now (the settings say which are), `ok`, `lag` (settled rows that it has not got), `lag_s` (since when the oldest
     of them waits; 0 where its time is yet to come, which is not well), `pending` events, the `next` of them to be sent,
     `dead_letters`, `skipped` (rows of users whom it cannot know), `carried` (by unit: what Stripe's meter has not been
     told of yet), `failures` in a row, the latest `error`, `retry_at`."""
@@ -364,6 +364,7 @@ def status(tx: Tx, now: str) -> list[dict[str, Any]]:
         found.append(
             {
                 "sink": sink,
+                "on": sink in on,
                 "ok": dead == 0 and -AHEAD_S <= lag_s < LATE_S,
                 "lag": lag,
                 "lag_s": max(0.0, lag_s),

@@ -246,7 +246,7 @@ class Till:
 
     def status(self, sink: str) -> dict[str, Any]:
         """How far a sink has got."""
-        return next(one for one in meters.status(self.books.db, self.clock.now()) if one["sink"] == sink)
+        return next(one for one in meters.status(self.books.db, self.clock.now(), (sink,)) if one["sink"] == sink)
 
     def dead(self, sink: str) -> list[dict[str, Any]]:
         """Its dead letters."""

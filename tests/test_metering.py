@@ -298,7 +298,7 @@ def test_a_receiver_that_is_down_degrades_and_is_tried_at_once_when_told(metered
     assert "openmeter: 2 requests behind, " in shown and "waits until 20" in shown and "status 429" in shown
     assert '"kind":"meter","sink":"openmeter","what":"status 429: a fault was ordered"' in metered.daemon.program.text()
     receivers.heal()
-    assert shell.json("meters", "retry", "openmeter") == {"sink": "openmeter", "retried": 0}
+    assert shell.json("meters", "retry", "openmeter") == {"sink": "openmeter", "on": True, "retried": 0}
     caught_up(metered, "openmeter")
     assert receivers.tokens(alice.id) == settled(metered, alice)
 
@@ -343,11 +343,32 @@ def test_the_commands_work_without_a_daemon(metered: World, receivers: Receivers
     assert shell.refused("meters", "discard", "openmeter", first) == (
         f"openmeter has no dead letter {first}, and nothing of that id is waiting"
     )
-    assert shell.json("meters", "retry", "openmeter") == {"sink": "openmeter", "retried": 1}
+    assert shell.json("meters", "retry", "openmeter") == {"sink": "openmeter", "on": True, "retried": 1}
     receivers.openmeter.tell("DELETE", "poison")
     metered.daemon.start()
     caught_up(metered, "openmeter")
     assert [event["id"] for event in receivers.openmeter.events()] == [second]
+
+
+@pytest.mark.parametrize("runs", [True, False], ids=["in the daemon", "on the file"])
+def test_a_sink_that_was_turned_off_is_shown_as_off(metered: World, receivers: Receivers, runs: bool) -> None:
+    bob = metered.customer(name="bob")
+    receivers.openmeter.tell("POST", "poison", subjects=[bob.id])
+    spend(metered, bob)
+    caught_up(metered, "openmeter", "webhook")
+    assert metered.daemon.program.stop() == 0
+    metered.daemon.env["METERS"] = "webhook"
+    if runs:
+        metered.daemon.start()
+    shell = operator_of(metered)
+    assert {sink["sink"]: sink["on"] for sink in shell.json("meters", "status")} == {
+        "openmeter": False,
+        "webhook": True,
+    }
+    for command in (("meters", "status"), ("check",)):
+        assert "openmeter (off): 0 requests behind, 1 dead letters\n" in shell.run(*command)[0]
+    told = shell.run("meters", "retry", "openmeter")[0]
+    assert told == "1 dead letters of openmeter are sent again, once METERS names it again\n"
 
 
 def test_a_sink_that_was_never_on_has_nothing_to_retry(folder: Path) -> None:
