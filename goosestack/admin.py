@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from goosestack import accounts, allowance, inbox, ledger, meters, plans as planning
+from goosestack import accounts, allowance, inbox, ledger, outbox, plans as planning
 from goosestack.cashier import Cashier, CashierError, Unreachable
 from goosestack.errors import ChainUnknown, Refusal, StoreUnavailable
 from goosestack.gateway import Gateway
@@ -92,7 +92,7 @@ class Admin:
         except (
             accounts.AccountError,
             ledger.LedgerError,
-            meters.MeterError,
+            outbox.MeterError,
             planning.PlanError,
             CashierError,
             ChainUnknown,
@@ -165,17 +165,17 @@ class Admin:
 
     async def meters_retry(self, sink: str, id: str | None) -> Answer:
         """Send dead letters again, and end any wait."""
-        return {"sink": sink, "on": sink in self._sinks, "retried": await self._store.write(meters.retry, sink, id)}
+        return {"sink": sink, "on": sink in self._sinks, "retried": await self._store.write(outbox.retry, sink, id)}
 
     async def meters_discard(self, sink: str, id: str) -> Answer:
         """Give up on a dead letter, or on an event that waits."""
-        await self._store.write(meters.discard, sink, id)
+        await self._store.write(outbox.discard, sink, id)
         return {"sink": sink, "discarded": id}
 
     async def meters_replay(self, sink: str, since: str, force: bool) -> Answer:
         """Report again what settled since a time."""
-        after = await self._store.read(meters.last_before, since)
-        rows = await self._store.write(meters.replay, sink, since, after, self._now(), force=force)
+        after = await self._store.read(outbox.last_before, since)
+        rows = await self._store.write(outbox.replay, sink, since, after, self._now(), force=force)
         return {"sink": sink, "on": sink in self._sinks, "since": since, "rows": rows}
 
     async def stripe_reconcile(self) -> Answer:
@@ -316,7 +316,7 @@ def _check(tx: Tx, full: bool) -> ledger.Books:
 
 
 def _meters_status(tx: Tx, letters: int, now: str, on: Collection[str]) -> Answer:
-    return [{**sink, "dead": meters.dead_letters(tx, sink["sink"], letters)} for sink in meters.status(tx, now, on)]
+    return [{**sink, "dead": outbox.dead_letters(tx, sink["sink"], letters)} for sink in outbox.status(tx, now, on)]
 
 
 # --- over the socket, or on the file --------------------------------------------------------------------------

@@ -7,10 +7,8 @@ the environment, `.env` in the working directory. Secrets are taken out of the p
 
 from __future__ import annotations
 
-import base64
 import os
 import re
-from base64 import b64decode
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from decimal import Decimal, InvalidOperation
@@ -23,6 +21,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from dotenv.parser import parse_stream
 
+from goosestack import standard_webhooks
 from goosestack.errors import Refusal
 
 SINKS = ("stripe_meter", "openmeter", "supabase", "webhook")
@@ -155,13 +154,10 @@ def _key(value: str) -> str:
 
 
 def _secret(value: str) -> str:
-    prefix, _, encoded = value.partition("_")
     try:
-        size = len(base64.b64decode(encoded, validate=True))
+        standard_webhooks.key_of(value)
     except ValueError:
-        size = 0
-    if prefix != "whsec" or not 24 <= size <= 64:
-        raise _Bad("must be whsec_ and the base64 of 24 to 64 bytes")
+        raise _Bad("must be whsec_ and the base64 of 24 to 64 bytes") from None
     return value
 
 
@@ -285,16 +281,6 @@ def _addresses(value: str) -> tuple[str, ...]:
     return found
 
 
-def _notice_secret(value: str) -> str:
-    try:
-        key = b64decode(value.removeprefix("whsec_"), validate=True)
-    except ValueError:
-        key = b""
-    if not value.startswith("whsec_") or not 24 <= len(key) <= 64:
-        raise _Bad("must be whsec_ and the base64 of 24 to 64 bytes")
-    return value
-
-
 @dataclass(frozen=True, slots=True)
 class Topup:
     """An amount that is sold, and what is given on top of it, in cents."""
@@ -402,7 +388,7 @@ class Config:
     )
     notify_webhook_url: str | None = option("Billing", None, _page, "Your address for notices: payments, low balances.")
     notify_webhook_secret: str | None = option(
-        "Billing", None, _notice_secret, "What notices are signed with: whsec_ and base64.", secret=True
+        "Billing", None, _secret, "What notices are signed with: whsec_ and base64.", secret=True
     )
     low_balance_cents: int = option(
         "Billing", "100", _integer(0, 100_000_000), "A balance below this is noticed, once; 0: never."

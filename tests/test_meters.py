@@ -11,9 +11,10 @@ from email.utils import format_datetime
 
 import pytest
 
-from goosestack import meters
+from goosestack import meters, outbox
 from goosestack.demo.openmeter import OpenMeter as FakeOpenMeter
-from goosestack.meters import Meter, MeterError
+from goosestack.meters import Meter
+from goosestack.outbox import MeterError
 from goosestack.sinks.openmeter import OpenMeter
 from goosestack.sinks.webhook import Webhook
 from tests.metering import HOUR_S, START, Crash, Till, Wire
@@ -446,14 +447,14 @@ def test_a_dead_letter_that_is_retried_arrives_once_it_can(house: House) -> None
     house.openmeter.poison.ids += ids[3:5]
     house.till.report(house.meter)
     db = house.till.books.db
-    assert meters.retry(db, "openmeter", ids[3]) == 1
+    assert outbox.retry(db, "openmeter", ids[3]) == 1
     house.till.report(house.meter)
     assert len(house.till.dead("openmeter")) == 2, "nothing was mended"
     house.openmeter.poison.ids.clear()
-    assert meters.retry(db, "openmeter", ids[3]) == 1
+    assert outbox.retry(db, "openmeter", ids[3]) == 1
     house.till.report(house.meter)
     assert [letter["id"] for letter in house.till.dead("openmeter")] == [ids[4]]
-    assert meters.retry(db, "openmeter", None) == 1
+    assert outbox.retry(db, "openmeter", None) == 1
     house.till.report(house.meter)
     assert sorted(house.arrived()) == ids
     assert house.tokens() == "150"
@@ -466,7 +467,7 @@ def test_an_event_that_waits_can_be_discarded_too(house: House) -> None:
     house.wire.faults["openmeter"] = ["401"]
     house.till.turn(house.meter)
     assert house.till.status("openmeter")["next"] == first
-    meters.discard(house.till.books.db, "openmeter", first)
+    outbox.discard(house.till.books.db, "openmeter", first)
     house.later(2)
     house.till.report(house.meter)
     assert house.arrived() == [second]
@@ -478,10 +479,10 @@ def test_a_dead_letter_that_is_discarded_is_gone(house: House) -> None:
     id = house.till.settle()
     house.openmeter.poison.ids.append(id)
     house.till.report(house.meter)
-    meters.discard(house.till.books.db, "openmeter", id)
+    outbox.discard(house.till.books.db, "openmeter", id)
     assert house.till.status("openmeter")["ok"]
     house.openmeter.poison.ids.clear()
-    assert meters.retry(house.till.books.db, "openmeter", None) == 0
+    assert outbox.retry(house.till.books.db, "openmeter", None) == 0
     house.till.report(house.meter)
     assert house.arrived() == []
 
@@ -525,7 +526,7 @@ def test_what_cannot_have_arrived_is_sent_however_late(house: House) -> None:
 
 def replay(house: House, sink: str, since: str, *, force: bool = False) -> int:
     db = house.till.books.db
-    return meters.replay(db, sink, since, meters.last_before(db, since), house.till.clock.now(), force=force)
+    return outbox.replay(db, sink, since, outbox.last_before(db, since), house.till.clock.now(), force=force)
 
 
 def test_a_replay_brings_a_receiver_back_what_it_has_lost_and_no_other(house: House) -> None:
@@ -616,14 +617,14 @@ def test_a_replay_since_a_time_to_come_does_nothing(house: House) -> None:
 def test_verbs_on_a_sink_that_was_never_on_are_refused(house: House) -> None:
     db = house.till.books.db
     for verb in (
-        lambda: meters.retry(db, "supabase", None),
-        lambda: meters.discard(db, "supabase", "x"),
-        lambda: meters.dead_letters(db, "nothing", 1),
+        lambda: outbox.retry(db, "supabase", None),
+        lambda: outbox.discard(db, "supabase", "x"),
+        lambda: outbox.dead_letters(db, "nothing", 1),
         lambda: replay(house, "supabase", "2026-01-01"),
     ):
         with pytest.raises(MeterError, match="was never turned on"):
             verb()
     with pytest.raises(MeterError, match="openmeter has no dead letter x"):
-        meters.retry(db, "openmeter", "x")
+        outbox.retry(db, "openmeter", "x")
     with pytest.raises(MeterError, match="openmeter has no dead letter x, and nothing of that id is waiting"):
-        meters.discard(db, "openmeter", "x")
+        outbox.discard(db, "openmeter", "x")

@@ -16,9 +16,10 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from goosestack import meters
+from goosestack import outbox
 from goosestack.demo.openmeter import OpenMeter as FakeOpenMeter
-from goosestack.meters import Meter, MeterError
+from goosestack.meters import Meter
+from goosestack.outbox import MeterError
 from goosestack.sinks import Sink
 from goosestack.sinks.openmeter import OpenMeter
 from goosestack.sinks.stripe_meter import PAYERS, StripeMeter
@@ -184,15 +185,15 @@ class MeteringMachine(RuleBasedStateMachine):
         if name in self.first:
             for letter in self.dead(name):
                 if "nobody knows" not in letter["reason"]:
-                    meters.retry(self.till.books.db, name, letter["id"])
+                    outbox.retry(self.till.books.db, name, letter["id"])
 
     @rule(name=SINK, ago_s=st.sampled_from([10.0, HOUR_S, 20 * HOUR_S, 30 * HOUR_S]))
     def replay(self, name: str, ago_s: float) -> None:
         db, now = self.till.books.db, self.till.clock.now()
-        since = meters.later(now, -ago_s)
+        since = outbox.later(now, -ago_s)
         try:
-            after = meters.last_before(db, since)
-            meters.replay(db, name, since, after, now, force=False)
+            after = outbox.last_before(db, since)
+            outbox.replay(db, name, since, after, now, force=False)
             self.first[name] = min(self.first[name], after)
             self.replayed.add(name)
         except MeterError:
@@ -201,7 +202,7 @@ class MeteringMachine(RuleBasedStateMachine):
     # --- what must be so ---
 
     def dead(self, name: str) -> list[dict[str, Any]]:
-        return meters.dead_letters(self.till.books.db, name, 100_000)
+        return outbox.dead_letters(self.till.books.db, name, 100_000)
 
     @invariant()
     def nothing_is_taken_twice(self) -> None:

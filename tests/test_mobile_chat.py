@@ -32,8 +32,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     (folder / "prices.toml").write_text(
         '[aliases]\n"gpt-3.5-turbo" = "gpt-5.4-mini"\n' + HOUSE.format("house") + HOUSE.format("strict") + STRICT
     )
-    settings = {"CHAT_DEFAULT_MODEL": "gpt-4o-mini", "PRICES_FILE": str(folder / "prices.toml")}
-    world = World.create(folder, **settings)
+    world = World.create(folder, CHAT_DEFAULT_MODEL="gpt-4o-mini", PRICES_FILE=str(folder / "prices.toml"))
     yield world
     world.close()
 

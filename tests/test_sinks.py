@@ -9,9 +9,10 @@ from urllib.parse import parse_qsl
 
 import pytest
 
-from goosestack import config, meters
+from goosestack import config, outbox
 from goosestack.demo.openmeter import OpenMeter as FakeOpenMeter, Reply
-from goosestack.meters import SINKS, Meter, MeterError
+from goosestack.meters import Meter
+from goosestack.outbox import SINKS, MeterError
 from goosestack.sinks import FIELDS, Sink
 from goosestack.sinks.openmeter import SUBJECTS, OpenMeter
 from goosestack.sinks.stripe_meter import PAYERS, StripeMeter
@@ -481,7 +482,7 @@ def test_one_event_that_stripe_refuses_is_refused_alone() -> None:
     assert [event["id"] for event in world.receiver.events()] == [ids[0], ids[2]]
     assert [letter["id"] for letter in world.till.dead("stripe_meter")] == [ids[1]]
     world.receiver.poison.subjects.clear()
-    meters.retry(world.till.books.db, "stripe_meter", ids[1])
+    outbox.retry(world.till.books.db, "stripe_meter", ids[1])
     world.report()
     assert sum(world.values()) == 45
 
@@ -492,7 +493,7 @@ def test_stripe_is_never_replayed() -> None:
     world.report()
     for force in (False, True):
         with pytest.raises(MeterError, match="cannot be replayed: it would bill again"):
-            meters.replay(world.till.books.db, "stripe_meter", "2026-01-01", 0, world.till.clock.now(), force=force)
+            outbox.replay(world.till.books.db, "stripe_meter", "2026-01-01", 0, world.till.clock.now(), force=force)
 
 
 def test_another_value_begins_with_a_carry_of_its_own() -> None:

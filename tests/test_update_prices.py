@@ -491,7 +491,7 @@ def test_openrouter_sells_what_its_author_says_it_is() -> None:
         litellm={"gpt-1.5": entry(supports_reasoning=True)},
     )
     told = {
-        model["provider"] + ":" + model["id"]: (model["reasoning"], "temperature" in model) for model in book.values()
+        f"{model['provider']}:{model['id']}": (model["reasoning"], "temperature" in model) for model in book.values()
     }
     assert told == {
         "openai:gpt-1.5": (True, True),
