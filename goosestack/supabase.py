@@ -262,7 +262,7 @@ class Supabase:
         `alert` tells the operator of something to look at: its kind, then facts."""
         self._store, self._client, self._issuer, self._keys = store, client, issuer, keys
         self._anonymous, self._check, self._now, self._clock = anonymous, check, now, clock
-        self._alert, self._plan = alert, plan
+        self.alert, self._plan = alert, plan
         self._told_at = -math.inf
         self._known: dict[bytes, _Known] = {}
 
@@ -392,7 +392,7 @@ class Supabase:
     def _tell(self, what: str) -> None:
         if self._clock() - self._told_at >= TELL_S:
             self._told_at = self._clock()
-            self._alert("sign_in", what=what)
+            self.alert("sign_in", what=what)
 
 
 def _code(body: bytes) -> str | None:
