@@ -59,6 +59,16 @@ def first_id(prefix: str, timestamp: float) -> str:
     return f"{prefix}{max(0, round(timestamp * 1000)):012x}"
 
 
+def payer_of(row: str) -> str:
+    """SQL for what paid for a row of `usage_log`, by the name that the row has in the query: `credits`, `allowance`,
+    `overage` or `channel`; `nobody` where no account did."""
+    return (
+        f"CASE WHEN {row}.unit IS NULL THEN 'nobody' WHEN {row}.unit = 'tokens' THEN 'allowance'"
+        f" WHEN {row}.unit = 'usdc_micro' THEN 'channel'"
+        f" WHEN (SELECT ref FROM accounts WHERE accounts.id = {row}.account_id) = '' THEN 'credits' ELSE 'overage' END"
+    )
+
+
 def born_at(id: str) -> str:
     """When an id was made, as all times are written: what is shown of a request is what it is sorted and found by."""
     seconds, milliseconds = divmod(int(id.partition("_")[2][:12], 16), 1000)

@@ -11,12 +11,12 @@ import json
 import os
 import time
 import unicodedata
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from goosestack import accounts, allowance, inbox, ledger, meters, plans as planning
+from goosestack import accounts, allowance, inbox, ledger, outbox, plans as planning
 from goosestack.cashier import Cashier, CashierError, Unreachable
 from goosestack.errors import ChainUnknown, Refusal, StoreUnavailable
 from goosestack.gateway import Gateway
@@ -72,8 +72,11 @@ class Admin:
         gateway: Gateway | None = None,
         cashier: Cashier | None = None,
         channels: Channels | None = None,
+        *,
+        sinks: Collection[str] = (),
     ) -> None:
-        self._store, self._now, self._gateway = store, now, gateway
+        """`sinks` are those that are on."""
+        self._store, self._now, self._gateway, self._sinks = store, now, gateway, sinks
         self._cashier, self._channels = cashier, channels
         self._plans = Plans() if plans is None else plans
 
@@ -90,7 +93,7 @@ class Admin:
         except (
             accounts.AccountError,
             ledger.LedgerError,
-            meters.MeterError,
+            outbox.MeterError,
             planning.PlanError,
             CashierError,
             ChainUnknown,
@@ -165,22 +168,22 @@ class Admin:
 
     async def meters_status(self, letters: int) -> Answer:
         """How far each sink has got; so many of the dead letters of each."""
-        return await self._store.read(_meters_status, letters, self._now())
+        return await self._store.read(_meters_status, letters, self._now(), self._sinks)
 
     async def meters_retry(self, sink: str, id: str | None) -> Answer:
         """Send dead letters again, and end any wait."""
-        return {"sink": sink, "retried": await self._store.write(meters.retry, sink, id)}
+        return {"sink": sink, "on": sink in self._sinks, "retried": await self._store.write(outbox.retry, sink, id)}
 
     async def meters_discard(self, sink: str, id: str) -> Answer:
-        """Give up on a dead letter."""
-        await self._store.write(meters.discard, sink, id)
+        """Give up on a dead letter, or on an event that waits."""
+        await self._store.write(outbox.discard, sink, id)
         return {"sink": sink, "discarded": id}
 
     async def meters_replay(self, sink: str, since: str, force: bool) -> Answer:
         """Report again what settled since a time."""
-        after = await self._store.read(meters.last_before, since)
-        rows = await self._store.write(meters.replay, sink, since, after, self._now(), force=force)
-        return {"sink": sink, "since": since, "rows": rows}
+        after = await self._store.read(outbox.last_before, since)
+        rows = await self._store.write(outbox.replay, sink, since, after, self._now(), force=force)
+        return {"sink": sink, "on": sink in self._sinks, "since": since, "rows": rows}
 
     async def stripe_reconcile(self) -> Answer:
         """Pull what Stripe has, through the same fold."""
@@ -325,8 +328,8 @@ def _check(tx: Tx, full: bool) -> ledger.Books:
     return ledger.check(tx, full=full)
 
 
-def _meters_status(tx: Tx, letters: int, now: str) -> Answer:
-    return [{**sink, "dead": meters.dead_letters(tx, sink["sink"], letters)} for sink in meters.status(tx, now)]
+def _meters_status(tx: Tx, letters: int, now: str, on: Collection[str]) -> Answer:
+    return [{**sink, "dead": outbox.dead_letters(tx, sink["sink"], letters)} for sink in outbox.status(tx, now, on)]
 
 
 # --- over the socket, or on the file --------------------------------------------------------------------------
@@ -393,12 +396,13 @@ async def call(
     now: Callable[[], str],
     plans: Plans | None = None,
     cashier: Callable[[Store], Cashier | None] = lambda store: None,
+    sinks: Collection[str] = (),
 ) -> Answer:
     """Run a verb, in the daemon where one runs, by the daemon's plans; else by those that are given, or the default
     ones. Raises VerbError, or Refusal where the database is out of reach.
 
     Only a first user makes a database: any other verb on a path without one was mistyped. `cashier` makes what asks
-    Stripe, where no daemon does."""
+    Stripe, and `sinks` says which are on, where no daemon does."""
     _refuse_unusable(database, verb)
     deadline = time.monotonic() + _PATIENCE_S
     while True:
@@ -418,7 +422,7 @@ async def call(
         try:
             asking = cashier(store)
             try:
-                return await Admin(store, now, plans, cashier=asking).call(verb, args)
+                return await Admin(store, now, plans, cashier=asking, sinks=sinks).call(verb, args)
             finally:
                 if asking is not None:
                     await asking.till.close()

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from goosestack import __version__, accounts, allowance, errors, meters, plans, pricing, usage
+from goosestack import __version__, accounts, allowance, errors, outbox, plans, pricing, usage
 from goosestack.accounts import Principal
 from goosestack.auth import credential, identify
 from goosestack.gateway import Gateway, read_body
@@ -354,8 +354,8 @@ class Api:
         """How far the sinks that are on have got."""
         if not self._health.sinks:
             return []
-        known = await self._gateway.store.read(meters.status, self._gateway.now())
-        return [sink for sink in known if sink["sink"] in self._health.sinks]
+        known = await self._gateway.store.read(outbox.status, self._gateway.now(), self._health.sinks)
+        return [sink for sink in known if sink.pop("on")]
 
     async def _unknown_plans(self) -> dict[str, int]:
         """Plans that users have and that there are none of, where plans count."""

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Route
 
 from goosestack import __version__, admin, inbox, ledger, plans as planning, subscriptions, wiring
@@ -30,7 +29,7 @@ from goosestack.billing import Billing
 from goosestack.cashier import Cashier
 from goosestack.config import Config, tokenizer_folder
 from goosestack.errors import Refusal, ShuttingDown, UpstreamCut
-from goosestack.front import ASGI, Front, Problems, Receive, Scope, Send, WireEndpoint, http_problem
+from goosestack.front import ASGI, Cors, Front, Problems, Receive, Scope, Send, WireEndpoint, http_problem
 from goosestack.gateway import Gateway
 from goosestack.http import Client
 from goosestack.limits import RateLimit
@@ -296,11 +295,14 @@ async def _open(
     def warn(what: str) -> None:
         log.warning("plans", utc_now(), what=what)
 
+    def alert(kind: str, **facts: object) -> None:
+        gateway.alert(kind, **facts)  # which is made of what calls this
+
     for change in await subscriptions.fold_by(store, wiring.shop_of(config, plans).terms, utc_now()):
         warn(f"by the plans as they are now: {change}")
     for name, users in (await store.read(planning.unknown, plans, utc_now())).items():
         warn(f"there is no plan {name}; users who have it: {users}")
-    policy, supabase = wiring.policy_of(config), wiring.supabase_of(config, store, client, plans, utc_now, warn)
+    policy, supabase = wiring.policy_of(config), wiring.supabase_of(config, store, client, plans, utc_now, warn, alert)
     identifiers: list[Identifier] = [Keys(store)]
     gateway = Gateway(
         store=store,
@@ -338,7 +340,9 @@ async def _beside(parts: Parts) -> AsyncIterator[None]:
     tasks = [asyncio.create_task(jobs.every(name, seconds)) for name, seconds in JOBS]
     tasks.append(asyncio.create_task(jobs.once("fetch_keys")))  # before the first caller needs them
     tasks += [asyncio.create_task(meter.run()) for meter in parts.meters]
-    operator = admin.Admin(parts.store, utc_now, parts.plans, parts.gateway, parts.cashier, parts.agents)
+    operator = admin.Admin(
+        parts.store, utc_now, parts.plans, parts.gateway, parts.cashier, parts.agents, sinks=parts.config.meters
+    )
     server = await admin.listen(operator, parts.config.db_path)
     try:
         yield
@@ -373,7 +377,7 @@ def create_app(parts: Parts) -> Front:
     """The ASGI application on opened parts."""
     origins = list(parts.config.cors_allowed_origins)
     cors = Middleware(
-        CORSMiddleware,
+        Cors,
         allow_origins=origins,
         allow_methods=["GET", "POST", "DELETE"],
         allow_headers=["*"],

@@ -322,7 +322,7 @@ def _asked(config: Config, verb: str, args: Mapping[str, object]) -> Any:
     try:
         with _refusals():
             plans = _plans(config) if verb.startswith("plan_") or verb == "check" else None
-            return asyncio.run(admin.call(config.db_path, verb, args, app.utc_now, plans, cashier))
+            return asyncio.run(admin.call(config.db_path, verb, args, app.utc_now, plans, cashier, config.meters))
     except admin.VerbError as error:
         click.echo(f"goosestack: {error}", err=True)
         sys.exit(EXIT_NOT_YET if isinstance(error, admin.NotNow) else 1)
@@ -375,16 +375,16 @@ def user_list(as_json: bool) -> None:
 @JSON
 def user_pro(user_name: str, until: str, as_json: bool) -> None:
     """Let a user bring their own provider key until a date."""
-    done = ask("user_pro", user=user_name, until=None if until == "none" else _time(until))
+    done = ask("user_pro", user=user_name, until=None if until == "none" else _time(until, "--until"))
     _print(done, as_json, f"{done['id']} is Pro until {done['pro_until'] or 'never'}")
 
 
-def _time(text: str) -> str:
+def _time(text: str, option: str) -> str:
     try:
         moment = datetime.fromisoformat(text)
         moment = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError):  # in UTC, it may be beyond the year 9999
-        raise click.BadParameter(f"{text} is no date as 2026-12-31", param_hint="--until") from None
+        raise click.BadParameter(f"{text} is no date as 2026-12-31", param_hint=option) from None
     return moment.isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
@@ -541,7 +541,7 @@ def plans_list(as_json: bool = False) -> None:
 @JSON
 def plans_assign(user_name: str, plan: str, until: str | None, as_json: bool) -> None:
     """Give a user a plan. A greater one counts at once; a lesser one, once the month is over."""
-    done = ask("plan_assign", user=user_name, plan=plan, until=None if until is None else _time(until))
+    done = ask("plan_assign", user=user_name, plan=plan, until=None if until is None else _time(until, "--until"))
     _print(done, as_json, _plan_line(done))
 
 
@@ -596,8 +596,9 @@ def meters_status(letters: int, as_json: bool) -> None:
 
 def _meter_line(sink: Mapping[str, Any]) -> str:
     waits = f", {sink['lag_s']:.0f} s" if sink["lag"] else ""
-    error = f"; waits until {sink['retry_at']}: {sink['error']}" if sink["error"] else ""
-    return f"{sink['sink']}: {sink['lag']} requests behind{waits}, {sink['dead_letters']} dead letters{error}"
+    error = f"; waits until {sink['retry_at'] or 'now'} with {sink['next']}: {sink['error']}" if sink["error"] else ""
+    name = sink["sink"] if sink["on"] else f"{sink['sink']} (off)"
+    return f"{name}: {sink['lag']} requests behind{waits}, {sink['dead_letters']} dead letters{error}"
 
 
 @meters.command("retry")
@@ -607,7 +608,7 @@ def _meter_line(sink: Mapping[str, Any]) -> str:
 def meters_retry(sink: str, id: str | None, as_json: bool) -> None:
     """Send dead letters again, one or all of them, and try at once where the sink waits."""
     done = ask("meters_retry", sink=sink, id=id)
-    _print(done, as_json, f"{done['retried']} dead letters of {sink} are sent again")
+    _print(done, as_json, f"{done['retried']} dead letters of {sink} are sent again{_once_on(done)}")
 
 
 @meters.command("discard")
@@ -615,7 +616,7 @@ def meters_retry(sink: str, id: str | None, as_json: bool) -> None:
 @click.argument("id", metavar="EVENT")
 @JSON
 def meters_discard(sink: str, id: str, as_json: bool) -> None:
-    """Give up on a dead letter: it will never be reported."""
+    """Give up on a dead letter, or on an event that waits: it will never be sent again."""
     done = ask("meters_discard", sink=sink, id=id)
     _print(done, as_json, f"{id} of {sink} is discarded")
 
@@ -627,8 +628,12 @@ def meters_discard(sink: str, id: str, as_json: bool) -> None:
 @JSON
 def meters_replay(sink: str, since: str, force: bool, as_json: bool) -> None:
     """Report everything again that settled since a time, to a receiver that has lost it. Never to Stripe."""
-    done = ask("meters_replay", sink=sink, since=_time(since), force=force)
-    _print(done, as_json, f"{done['rows']} requests are reported to {sink} again")
+    done = ask("meters_replay", sink=sink, since=_time(since, "--since"), force=force)
+    _print(done, as_json, f"{done['rows']} requests are reported to {sink} again{_once_on(done)}")
+
+
+def _once_on(done: Mapping[str, Any]) -> str:
+    return "" if done["on"] else ", once METERS names it again"
 
 
 # --- DRAIN ----------------------------------------------------------------------------------------------------

@@ -7,10 +7,8 @@ the environment, `.env` in the working directory. Secrets are taken out of the p
 
 from __future__ import annotations
 
-import base64
 import os
 import re
-from base64 import b64decode
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from decimal import Decimal, InvalidOperation
@@ -23,6 +21,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from dotenv.parser import parse_stream
 
+from goosestack import standard_webhooks
 from goosestack.errors import Refusal
 
 SINKS = ("stripe_meter", "openmeter", "supabase", "webhook")
@@ -83,7 +82,15 @@ def _url(value: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or "?" in value or "#" in value:
         raise _Bad("must be an http or https URL without a query")
     _refuse_unreachable(parts)
-    return _key(value).rstrip("/")
+    _key(value)
+    return (_origin(parts) + parts.path).rstrip("/")
+
+
+def _origin(parts: SplitResult) -> str:
+    """The beginning of an address as everybody else writes it: in small letters, without the scheme's own port."""
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    port = "" if parts.port in (None, _PORTS.get(parts.scheme)) else f":{parts.port}"
+    return f"{parts.scheme}://{host}{port}"
 
 
 def _refuse_credentials(netloc: str) -> None:
@@ -91,6 +98,10 @@ def _refuse_credentials(netloc: str) -> None:
     if "@" in netloc:
         raise _Bad("must not have a user or a password before its host")
 
+
+_PORTS = {"http": 80, "https": 443}
+_WEB_VIEWS = ("capacitor", "ionic", "tauri", "chrome-extension", "moz-extension")
+"""Schemes under which apps and extensions show their own pages, and call from them."""
 
 _LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
 _HOST = re.compile(rf"({_LABEL}\.)*{_LABEL}\.?", re.ASCII)
@@ -143,13 +154,10 @@ def _key(value: str) -> str:
 
 
 def _secret(value: str) -> str:
-    prefix, _, encoded = value.partition("_")
     try:
-        size = len(base64.b64decode(encoded, validate=True))
+        standard_webhooks.key_of(value)
     except ValueError:
-        size = 0
-    if prefix != "whsec" or not 24 <= size <= 64:
-        raise _Bad("must be whsec_ and the base64 of 24 to 64 bytes")
+        raise _Bad("must be whsec_ and the base64 of 24 to 64 bytes") from None
     return value
 
 
@@ -211,17 +219,20 @@ def _columns(value: str) -> tuple[str, ...]:
 
 
 def _origins(value: str) -> tuple[str, ...]:
-    origins = tuple(origin.strip() for origin in value.split(",") if origin.strip())
+    origins = [origin.strip() for origin in value.split(",") if origin.strip()]
+    if origins == ["*"]:
+        return ("*",)
+    if "*" in origins:
+        raise _Bad("must be * alone, or a list of origins")
+    found = []
     for origin in origins:
         _refuse_credentials(origin)
         parts = urlsplit(origin)
-        if origin != "*" and (parts.scheme not in ("http", "https") or not parts.netloc or parts.path):
+        if parts.scheme not in (*_PORTS, *_WEB_VIEWS) or not parts.hostname or parts.path or set("?#") & set(origin):
             raise _Bad(f"must list origins as https://example.com, or be *; {origin} is neither")
-        if origin != "*":
-            _refuse_unreachable(parts)
-    if "*" in origins and len(origins) > 1:
-        raise _Bad("must be * alone, or a list of origins")
-    return origins
+        _refuse_unreachable(parts)
+        found.append(_origin(parts))
+    return tuple(found)
 
 
 def _networks(value: str) -> tuple[str, ...]:
@@ -270,16 +281,6 @@ def _addresses(value: str) -> tuple[str, ...]:
     if len(set(found)) < len(found):
         raise _Bad("must not name an address twice")
     return found
-
-
-def _notice_secret(value: str) -> str:
-    try:
-        key = b64decode(value.removeprefix("whsec_"), validate=True)
-    except ValueError:
-        key = b""
-    if not value.startswith("whsec_") or not 24 <= len(key) <= 64:
-        raise _Bad("must be whsec_ and the base64 of 24 to 64 bytes")
-    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,7 +390,7 @@ class Config:
     )
     notify_webhook_url: str | None = option("Billing", None, _page, "Your address for notices: payments, low balances.")
     notify_webhook_secret: str | None = option(
-        "Billing", None, _notice_secret, "What notices are signed with: whsec_ and base64.", secret=True
+        "Billing", None, _secret, "What notices are signed with: whsec_ and base64.", secret=True
     )
     low_balance_cents: int = option(
         "Billing", "100", _integer(0, 100_000_000), "A balance below this is noticed, once; 0: never."

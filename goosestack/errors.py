@@ -71,6 +71,13 @@ class MethodNotAllowed(Problem):
     openai, anthropic = ("invalid_request_error", "method_not_allowed"), "invalid_request_error"
 
 
+class PreflightRefused(Problem):
+    """A page may not ask so from a browser: not allowed is its {what}."""
+
+    status, type = 400, "validation_error"
+    openai, anthropic = ("invalid_request_error", "preflight_refused"), "invalid_request_error"
+
+
 class HeadersTooLarge(Problem):
     """The request's headers are too large: at most {limit} bytes in 100 lines."""
 

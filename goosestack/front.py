@@ -9,7 +9,9 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequen
 from typing import Any, cast
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -151,9 +153,35 @@ class Problems:
     async def _say(self, problem: errors.Problem, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["state"]["status"]:
             raise problem  # the answer has begun: all that can be told is that it ends without its last chunk
-        body = envelope.render(dialect(scope), problem, scope["state"]["request_id"])
-        body = redact_bytes(body, ())  # a message may repeat what was sent, and that may be a key in the wrong place
-        await Response(body, problem.status, problem.headers, media_type="application/json")(scope, receive, send)
+        await _answer(problem, scope)(scope, receive, send)
+
+
+class Cors(CORSMiddleware):
+    """Starlette's, but that a preflight it refuses is answered as every other error."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See the class."""
+        try:
+            await super().__call__(scope, receive, send)
+        except errors.PreflightRefused as problem:
+            await _answer(problem, scope)(scope, receive, send)
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Starlette's, or the problem that its text tells."""
+        response = super().preflight_response(request_headers)
+        if response.status_code == 200:
+            return response
+        kept = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
+        raise errors.PreflightRefused(what=bytes(response.body).decode().removeprefix(_DISALLOWED), headers=kept)
+
+
+_DISALLOWED = "Disallowed CORS "
+
+
+def _answer(problem: errors.Problem, scope: Scope) -> Response:
+    body = envelope.render(dialect(scope), problem, scope["state"]["request_id"])
+    body = redact_bytes(body, ())  # a message may repeat what was sent, and that may be a key in the wrong place
+    return Response(body, problem.status, problem.headers, media_type="application/json")
 
 
 def _check_size(headers: Sequence[tuple[bytes, bytes]]) -> None:
@@ -166,7 +194,8 @@ def _check_size(headers: Sequence[tuple[bytes, bytes]]) -> None:
 def dialect(scope: Scope) -> str:
     """Whose envelope an error has: the vendor's on its routes, ours on ours; Anthropic's where its version is sent."""
     path = scope["path"].removeprefix("/v1").removeprefix("/v1")
-    if path.rstrip("/") in _OWN or path.startswith(("/keys/", "/holds/", "/billing/", "/admin/")):
+    own = path.rstrip("/") in _OWN or path.startswith(("/keys/", "/holds/", "/billing/", "/admin/", "/api/"))
+    if own and path != mobile_chat.ROUTE:
         return "ours"
     if any(name == b"anthropic-version" for name, _ in scope["headers"]):
         return "anthropic"

@@ -64,8 +64,9 @@ class Gateway(Desk):
         identifiers = (*self.vouchers, *self.identifiers) if paid else self.identifiers
         try:
             caller = await identify(identifiers, scope["headers"])
-        except errors.Problem:
-            await self.strangers.hit(scope["state"]["address"])
+        except errors.Problem as problem:
+            if problem.status < 500:  # else it is we who cannot tell who calls
+                await self.strangers.hit(scope["state"]["address"])
             raise
         if self.plan_table is not None and caller.account_id is not None:
             await self.plan_table.look(caller)

@@ -1,38 +1,25 @@
-"""Reporting usage: for each sink a cursor over the settled rows, which moves once the receiver has everything.
+"""Reporting usage: a `Meter` hands to a sink what its outbox has, and waits where the receiver fails.
 
-The settlement is the outbox: rows are read by `settled_seq`, so nothing that settled can be missed, and a correction
-is one more row. A batch goes through three states, each a transaction of this database:
+Contents and progress are in the outbox (`goosestack.outbox`); a process that dies anywhere goes on where it was. Where
+the receiver forgets ids, an event whose fate has been unknown for that long is not sent again, but becomes a dead
+letter. So that there are few of those, a receiver whose state is unknown, at the start and after a failure, is asked
+with one event alone until it answers for it.
 
-    settled --fix--> pending --(sent, acknowledged)--> gone, and the cursor behind it
-                        `------(refused for good)----> dead, until the operator retries or discards it
-
-`fix` writes the events of the next rows down before anything is sent; from then on their ids and contents are what
-they are. All state is in the database: a process that dies anywhere goes on where it was, and sends again what it has
-no answer for, under the same id, which the receiver drops. Where the receiver forgets ids, an event whose fate has
-been unknown for that long is not sent again, but becomes a dead letter.
-
-`Meter.turn` does what is due, on a clock and a source of chance that it is given; the verbs below it are an operator's.
+`Meter.turn` does what is due, on a clock and a source of chance that it is given.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Sequence
 from email.utils import parsedate_to_datetime
-from typing import Any, Protocol
+from typing import Protocol
 
-from goosestack.sinks import Event, Rejected, Sink, Unavailable, Usage, unix
-from goosestack.sinks.openmeter import OpenMeter
-from goosestack.sinks.stripe_meter import StripeMeter
-from goosestack.sinks.supabase import Supabase
-from goosestack.sinks.webhook import Webhook
-from goosestack.store import Store, Tx
-
-SINKS: Mapping[str, type[Sink]] = {sink.name: sink for sink in (StripeMeter, OpenMeter, Supabase, Webhook)}
+from goosestack import outbox
+from goosestack.outbox import MOST_RETRY_AFTER_S, MOST_WAIT_S, Batch, later
+from goosestack.sinks import Event, Rejected, Sink, Unavailable, unix
+from goosestack.store import Store
 
 POLL_S = 1.0
 """How often an idle meter looks for something to report."""
@@ -40,14 +27,7 @@ POLL_S = 1.0
 LANES = 8
 """Requests to one receiver at once."""
 
-LEAST_WAIT_S, MOST_WAIT_S = 1.0, 300.0
-MOST_RETRY_AFTER_S = 3600.0
-LATE_S = 600.0
-"""Above this lag a sink is not well."""
-
-
-class MeterError(Exception):
-    """What an operator asked for cannot be done; the text says why."""
+LEAST_WAIT_S = 1.0
 
 
 class Operator(Protocol):
@@ -58,17 +38,6 @@ class Operator(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class _Batch:
-    """What became of a batch so far, by event id."""
-
-    delivered: list[str] = field(default_factory=list)
-    dead: dict[str, str] = field(default_factory=dict)
-    untouched: list[str] = field(default_factory=list)
-    """Sent in vain: the receiver cannot have accepted them."""
-    failure: Unavailable | None = None
-
-
 class Meter:
     """Reports to one sink. Several have nothing to do with each other but the store."""
 
@@ -77,7 +46,7 @@ class Meter:
     ) -> None:
         self.sink = sink
         self._store, self._operator, self._now, self._chance = store, operator, now, chance
-        self._begun = False
+        self._begun = self._answers = False
 
     async def run(self) -> None:
         """Report for as long as the process lives."""
@@ -96,43 +65,51 @@ class Meter:
         if self._store.full:  # what becomes of the batch could not be written down
             return False
         if not self._begun:
-            await self._store.write(begin, name, now)
+            await self._store.write(outbox.begin, name, now)
             self._begun = True
-        if not self._store.peek(_due, name, self.sink.horizon(now), now):
+        if not self._store.peek(outbox.due, self.sink, now):
             return False
-        await self._store.write(fix, self.sink, now)
-        events = await self._store.read(_pending, self.sink)
+        await self._store.write(outbox.fix, self.sink, now, sending=self._answers)
+        events = await self._store.read(outbox.pending, self.sink)
+        batch = Batch()
+        events = self._bury(batch, events)[: None if self._answers else 1]
         fresh = {event.id for event in events if event.tried_at in (None, now)}
         unmarked = [event.id for event in events if event.tried_at is None]
         if unmarked:
-            await self._store.write(_mark, name, unmarked, now)
-        batch = _Batch()
+            await self._store.write(outbox.mark, name, unmarked, now)
         await self._hand_over(batch, events)
         batch.untouched = [id for id in batch.untouched if id in fresh]
-        failures = await self._store.write(_close, name, batch, now)
+        failures = await self._store.write(outbox.close, name, batch, now)
         if batch.failure is not None:
-            await self._store.write(_wait, name, str(batch.failure), self._again_at(batch.failure, failures))
+            await self._store.write(outbox.wait, name, str(batch.failure), self._again_at(batch.failure, failures))
         self._tell(batch)
         return batch.failure is None
 
-    async def _hand_over(self, batch: _Batch, events: Sequence[Event]) -> None:
-        """Send what may be sent, a few requests at once."""
-        known = [event for event in events if not self._forgotten(event)]
+    def _bury(self, batch: Batch, events: list[Event]) -> list[Event]:
+        """Give up on events that cannot be sent again; the others."""
+        if self.sink.remembers_s is None:
+            return events
+        since = later(self._now(), -self.sink.remembers_s)
+        forgotten = {event.id for event in events if event.tried_at is not None and event.tried_at < since}
         for event in events:
-            if self._forgotten(event):
+            if event.id in forgotten:
                 batch.dead[event.id] = (
                     f"nobody knows whether it has arrived: it was first sent at {event.tried_at}, and the receiver may"
                     " have forgotten its id"
                 )
+        return [event for event in events if event.id not in forgotten]
+
+    async def _hand_over(self, batch: Batch, events: Sequence[Event]) -> None:
+        """Send events, a few requests at once."""
         size, lanes = self.sink.per_request, asyncio.Semaphore(LANES)
-        parts = [known[start : start + size] for start in range(0, len(known), size)]
+        parts = [events[start : start + size] for start in range(0, len(events), size)]
         await asyncio.gather(*(self._send(batch, part, lanes) for part in parts))
+        if batch.failure is not None:
+            self._answers = False
+        elif parts:
+            self._answers = True
 
-    def _forgotten(self, event: Event) -> bool:
-        window = self.sink.remembers_s
-        return window is not None and event.tried_at is not None and event.tried_at < later(self._now(), -window)
-
-    async def _send(self, batch: _Batch, events: Sequence[Event], lanes: asyncio.Semaphore) -> None:
+    async def _send(self, batch: Batch, events: Sequence[Event], lanes: asyncio.Semaphore) -> None:
         """Send some events in one request; where the receiver refuses them, halves of them, until it is one alone."""
         ids = [event.id for event in events]
         try:
@@ -163,17 +140,11 @@ class Meter:
         wait_s = min(MOST_WAIT_S, LEAST_WAIT_S * 2 ** min(failures, 20)) * self._chance.uniform(0.5, 1)
         return later(now, max(wait_s, _asked_s(failure.retry_after, now)))
 
-    def _tell(self, batch: _Batch) -> None:
+    def _tell(self, batch: Batch) -> None:
         if batch.failure is not None:
             self._operator.alert("meter", sink=self.sink.name, what=str(batch.failure))
         for id, reason in batch.dead.items():
             self._operator.alert("dead_letter", sink=self.sink.name, id=id, what=reason)
-
-
-def later(now: str, seconds: float) -> str:
-    """A time so many seconds after another, as all times are written."""
-    moment = datetime.fromisoformat(now) + timedelta(seconds=seconds)
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 def _asked_s(retry_after: str | None, now: str) -> float:
@@ -188,247 +159,3 @@ def _asked_s(retry_after: str | None, now: str) -> float:
         except ValueError:
             return 0
     return min(seconds, MOST_RETRY_AFTER_S) if seconds > 0 else 0
-
-
-# --- a meter's verbs ------------------------------------------------------------------------------------------
-
-
-def begin(tx: Tx, sink: str, now: str) -> None:
-    """Set a new sink's cursor behind all there is: what was used before it was turned on is not its concern. A known
-    one goes on where it was, at once."""
-    tx.execute(
-        "INSERT INTO meter_cursors (sink, first_seq, settled_seq, fixed_seq, updated_at)"
-        " SELECT ?, coalesce(max(settled_seq), 0), coalesce(max(settled_seq), 0), coalesce(max(settled_seq), 0), ?"
-        " FROM usage_log WHERE true ON CONFLICT (sink) DO UPDATE SET retry_at = NULL",
-        (sink, now),
-    )
-
-
-def _due(tx: Tx, sink: str, horizon: str, now: str) -> bool:
-    """Whether there is something to report, and no wait before it. A wait longer than any that is ever set comes from
-    a clock that was turned back."""
-    row = tx.execute(
-        "SELECT c.retry_at, u.ended_at,"
-        " EXISTS (SELECT 1 FROM meter_events e WHERE e.sink = c.sink AND e.status = 'pending')"
-        " FROM meter_cursors c LEFT JOIN usage_log u ON u.settled_seq = c.fixed_seq + 1 WHERE c.sink = ?",
-        (sink,),
-    ).fetchone()
-    retry_at, oldest, pending = row
-    if retry_at is not None and now < retry_at <= later(now, MOST_RETRY_AFTER_S + MOST_WAIT_S):
-        return False
-    return bool(pending) or (oldest is not None and oldest < horizon)
-
-
-def fix(tx: Tx, sink: Sink, now: str) -> None:
-    """Write down the events of the next rows, unless some are pending. Those are about to be sent, and marked so."""
-    settled, fixed, first, pending = tx.execute(
-        "SELECT settled_seq, fixed_seq, first_seq,"
-        " EXISTS (SELECT 1 FROM meter_events e WHERE e.sink = c.sink AND e.status = 'pending')"
-        " FROM meter_cursors c WHERE sink = ?",
-        (sink.name,),
-    ).fetchone()
-    if pending:
-        return
-    rows = _rows(tx, fixed, sink.rows, sink.horizon(now))
-    if not rows:
-        return
-    # A correction of what was settled before this sink was turned on corrects nothing that it knows.
-    known = [row for row in rows if row.corrects is None or row.corrects > first]
-    events = sink.fix(tx, known, now)
-    for number, event in enumerate(events):
-        tx.execute(
-            "INSERT INTO meter_events (sink, id, user_id, seq, facts, status, tried_at, fixed_at)"
-            " VALUES (?, ?, ?, ?, ?, 'pending', ?, ?) ON CONFLICT (sink, id) DO NOTHING",
-            (sink.name, event.id, event.user_id, fixed + 1 + number, json.dumps(dict(event.facts)), now, now),
-        )
-    tx.execute(
-        "UPDATE meter_cursors SET fixed_seq = ?, settled_seq = ?, updated_at = ? WHERE sink = ?",
-        (rows[-1].seq, settled if events else rows[-1].seq, now, sink.name),
-    )
-
-
-def _rows(tx: Tx, after: int, most: int, horizon: str) -> list[Usage]:
-    """The next settled rows, up to the first that may not be reported yet."""
-    found = tx.execute(
-        "SELECT u.settled_seq, u.id, u.user_id, CASE WHEN a.id IS NULL THEN 'nobody' WHEN a.unit = 'tokens' THEN"
-        " 'allowance' WHEN a.unit = 'usdc_micro' THEN 'channel' WHEN a.ref = '' THEN 'credits' ELSE 'overage' END,"
-        " u.provider, u.model, u.wire, u.input_tokens, u.output_tokens, u.cache_read_tokens,"
-        " u.cache_write_tokens + u.cache_write_long_tokens, u.reasoning_tokens, u.cost_nanos, u.cost_cents,"
-        " u.estimated, u.created_at, u.ended_at, o.settled_seq"
-        " FROM usage_log u LEFT JOIN accounts a ON a.id = u.account_id"
-        " LEFT JOIN usage_log o ON u.id LIKE '%.c' AND o.id = substr(u.id, 1, length(u.id) - 2)"
-        " WHERE u.settled_seq > ? AND u.settled_seq <= ? ORDER BY u.settled_seq",
-        (after, after + most),
-    )
-    rows = []
-    for row in found:
-        usage = Usage(*row)
-        if usage.ended_at >= horizon:
-            break
-        rows.append(usage)
-    return rows
-
-
-def _pending(tx: Tx, sink: Sink) -> list[Event]:
-    """What is to be sent, and how its users are called now."""
-    rows = tx.execute(
-        "SELECT e.id, e.user_id, e.facts, e.tried_at, u.stripe_customer_id,"
-        " (SELECT min(i.subject) FROM identities i WHERE i.user_id = e.user_id AND i.issuer = ?)"
-        " FROM meter_events e JOIN users u ON u.id = e.user_id"
-        " WHERE e.sink = ? AND e.status = 'pending' ORDER BY e.seq, e.id LIMIT ?",
-        (sink.issuer, sink.name, sink.rows),
-    )
-    return [Event(row[0], row[1], json.loads(row[2]), *row[3:]) for row in rows]
-
-
-def _mark(tx: Tx, sink: str, ids: Sequence[str], now: str) -> None:
-    """Note that these are sent from now on: should nobody say what became of them, that is when it began."""
-    for id in ids:
-        tx.execute("UPDATE meter_events SET tried_at = ? WHERE sink = ? AND id = ?", (now, sink, id))
-
-
-def _close(tx: Tx, sink: str, batch: _Batch, now: str) -> int:
-    """Write down what became of a batch. Where nothing of it is left, the cursor passes it. The answer is how often
-    the receiver had failed before, in a row."""
-    for id in batch.delivered:
-        tx.execute("DELETE FROM meter_events WHERE sink = ? AND id = ? AND status = 'pending'", (sink, id))
-    for id, reason in batch.dead.items():
-        tx.execute(
-            "UPDATE meter_events SET status = 'dead', reason = ? WHERE sink = ? AND id = ? AND status = 'pending'",
-            (reason, sink, id),
-        )
-    for id in batch.untouched:
-        tx.execute("UPDATE meter_events SET tried_at = NULL WHERE sink = ? AND id = ?", (sink, id))
-    (failures,) = tx.execute("SELECT failures FROM meter_cursors WHERE sink = ?", (sink,)).fetchone()
-    if batch.failure is None or batch.delivered:
-        failures = 0
-        tx.execute(
-            "UPDATE meter_cursors SET failures = 0, error = NULL, retry_at = NULL, updated_at = ? WHERE sink = ?",
-            (now, sink),
-        )
-    tx.execute(
-        "UPDATE meter_cursors SET settled_seq = fixed_seq WHERE sink = ? AND NOT EXISTS"
-        " (SELECT 1 FROM meter_events e WHERE e.sink = meter_cursors.sink AND e.status = 'pending')",
-        (sink,),
-    )
-    return int(failures)
-
-
-def _wait(tx: Tx, sink: str, error: str, retry_at: str) -> None:
-    """Note that the receiver failed, and when it is to be tried again."""
-    tx.execute(
-        "UPDATE meter_cursors SET failures = failures + 1, error = ?, retry_at = ? WHERE sink = ?",
-        (error, retry_at, sink),
-    )
-
-
-# --- what can be seen -----------------------------------------------------------------------------------------
-
-
-def status(tx: Tx, now: str) -> list[dict[str, Any]]:
-    """Every sink that ever was: `sink`, `ok`, `lag` (settled rows that it has not got), `lag_s` (since when the oldest
-    of them waits), `pending`, `dead_letters`, `skipped` (rows of users whom it cannot know), `carried` (by unit: what
-    Stripe's meter has not been told of yet), `failures` in a row, the latest `error`, `retry_at`."""
-    rows = tx.execute(
-        "SELECT c.sink, (SELECT coalesce(max(settled_seq), 0) FROM usage_log) - c.settled_seq, u.ended_at,"
-        " (SELECT count(*) FROM meter_events e WHERE e.sink = c.sink AND e.status = 'pending'),"
-        " (SELECT count(*) FROM meter_events e WHERE e.sink = c.sink AND e.status = 'dead'),"
-        " c.skipped, c.failures, c.error, c.retry_at"
-        " FROM meter_cursors c LEFT JOIN usage_log u ON u.settled_seq = c.settled_seq + 1 ORDER BY c.sink"
-    ).fetchall()
-    found = []
-    for sink, lag, oldest, pending, dead, skipped, failures, error, retry_at in rows:
-        lag_s = 0.0 if oldest is None else max(0.0, round(unix(now) - unix(oldest), 3))
-        carried = tx.execute(
-            "SELECT meter, sum(amount) FROM meter_carries WHERE meter LIKE ? GROUP BY meter", (f"{sink}:%",)
-        )
-        found.append(
-            {
-                "sink": sink,
-                "ok": dead == 0 and lag_s < LATE_S,
-                "lag": lag,
-                "lag_s": lag_s,
-                "pending": pending,
-                "dead_letters": dead,
-                "skipped": skipped,
-                "carried": {meter.partition(":")[2]: int(amount) for meter, amount in carried},
-                "failures": failures,
-                "error": error,
-                "retry_at": retry_at,
-            }
-        )
-    return found
-
-
-def dead_letters(tx: Tx, sink: str, most: int) -> list[dict[str, Any]]:
-    """What a receiver refused, the oldest first: `id`, `user_id`, `reason`, `fixed_at`, `facts`."""
-    _known(tx, sink)
-    rows = tx.execute(
-        "SELECT id, user_id, reason, fixed_at, facts FROM meter_events WHERE sink = ? AND status = 'dead'"
-        " ORDER BY seq, id LIMIT ?",
-        (sink, most),
-    )
-    names = ("id", "user_id", "reason", "fixed_at", "facts")
-    return [dict(zip(names, (*row[:4], json.loads(row[4])), strict=True)) for row in rows]
-
-
-# --- an operator's verbs --------------------------------------------------------------------------------------
-
-
-def retry(tx: Tx, sink: str, id: str | None) -> int:
-    """Send dead letters again, one or all of a sink, and end any wait; how many."""
-    _known(tx, sink)
-    count = tx.execute(
-        "UPDATE meter_events SET status = 'pending', reason = NULL, tried_at = NULL"
-        " WHERE sink = ? AND status = 'dead' AND (? IS NULL OR id = ?)",
-        (sink, id, id),
-    ).rowcount
-    if id is not None and count == 0:
-        raise MeterError(f"{sink} has no dead letter {id}")
-    tx.execute("UPDATE meter_cursors SET retry_at = NULL, failures = 0 WHERE sink = ?", (sink,))
-    return count
-
-
-def discard(tx: Tx, sink: str, id: str) -> None:
-    """Give up on a dead letter: it will never be reported."""
-    _known(tx, sink)
-    if tx.execute("DELETE FROM meter_events WHERE sink = ? AND id = ? AND status = 'dead'", (sink, id)).rowcount == 0:
-        raise MeterError(f"{sink} has no dead letter {id}")
-
-
-def last_before(tx: Tx, since: str) -> int:
-    """The `settled_seq` of the last row that settled before a time. Looks at every row: not for the writer."""
-    (first,) = tx.execute(
-        "SELECT min(settled_seq) FROM usage_log WHERE settled_seq IS NOT NULL AND ended_at >= ?", (since,)
-    ).fetchone()
-    (last,) = tx.execute("SELECT coalesce(max(settled_seq), 0) FROM usage_log").fetchone()
-    return int(last if first is None else first - 1)
-
-
-def replay(tx: Tx, sink: str, since: str, after: int, now: str, *, force: bool) -> int:
-    """Report everything again that settled since a time, which is behind row `after`; how many rows. For a receiver
-    that has lost it; one that has not drops the ids that it knows, as long as it remembers them."""
-    kind = _known(tx, sink)
-    if not kind.replays:
-        raise MeterError(f"{sink} cannot be replayed: it would bill again what it has")
-    if kind.remembers_s is not None and since < later(now, -kind.remembers_s) and not force:
-        raise MeterError(
-            f"{sink} may have forgotten ids from before {later(now, -kind.remembers_s)}, and what it still has would"
-            " count twice; use --force if it has lost everything since then"
-        )
-    (settled,) = tx.execute("SELECT settled_seq FROM meter_cursors WHERE sink = ?", (sink,)).fetchone()
-    if after >= settled:
-        return 0
-    tx.execute(
-        "UPDATE meter_cursors SET first_seq = CASE WHEN first_seq < ? THEN first_seq ELSE ? END,"
-        " settled_seq = ?, fixed_seq = ?, retry_at = NULL, failures = 0 WHERE sink = ?",
-        (after, after, after, after, sink),
-    )
-    return int(settled - after)
-
-
-def _known(tx: Tx, sink: str) -> type[Sink]:
-    """What kind of sink a name stands for. Raises MeterError where it was never turned on."""
-    if sink not in SINKS or tx.execute("SELECT 1 FROM meter_cursors WHERE sink = ?", (sink,)).fetchone() is None:
-        raise MeterError(f"{sink} was never turned on; METERS lists the sinks that are on")
-    return SINKS[sink]

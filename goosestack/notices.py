@@ -1,17 +1,12 @@
 """What the operator's own program is told: an outbox, delivered at least once, signed as Standard Webhooks are.
 
 A notice is a row that is written in the transaction of what it tells, so that neither is there without the other.
-Delivery is a POST of JSON, `{"id", "type", "timestamp", "data"}`, with the headers `webhook-id` (the same each time),
-`webhook-timestamp` and `webhook-signature`: `v1,` and the base64 of the HMAC-SHA256 over `id.timestamp.body`, by the
-bytes that the secret has in base64 after `whsec_` (https://www.standardwebhooks.com).
+Delivery is a POST of JSON, `{"id", "type", "timestamp", "data"}`, with the same `webhook-id` each time.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
-import hmac
 import json
 import os
 import time
@@ -21,6 +16,7 @@ from datetime import datetime, timedelta
 
 from yarl import URL
 
+from goosestack import standard_webhooks
 from goosestack.http import Broken, Client, Lost, NotSent
 from goosestack.store import Store, Tx
 
@@ -93,13 +89,6 @@ def failed(tx: Tx, notice: Notice, now: str) -> bool:
     return over
 
 
-def sign(secret: str, id: str, timestamp: int, body: bytes) -> str:
-    """The `webhook-signature` of a notice."""
-    key = base64.b64decode(secret.removeprefix("whsec_"))
-    mac = hmac.new(key, f"{id}.{timestamp}.".encode() + body, hashlib.sha256)
-    return f"v1,{base64.b64encode(mac.digest()).decode()}"
-
-
 class Notifier:
     """Delivers what is due to one address."""
 
@@ -127,12 +116,7 @@ class Notifier:
 
     async def _post(self, notice: Notice) -> bool:
         body, timestamp = notice.body.encode(), int(datetime.fromisoformat(self._now()).timestamp())
-        headers = {
-            "content-type": "application/json",
-            "webhook-id": notice.id,
-            "webhook-timestamp": str(timestamp),
-            **({} if self._secret is None else {"webhook-signature": sign(self._secret, notice.id, timestamp, body)}),
-        }
+        headers = standard_webhooks.headers(self._secret, notice.id, timestamp, body)
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 answer = await self._client.post(self._url, headers, body)

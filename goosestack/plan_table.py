@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import msgspec
 from yarl import URL
 
-from goosestack import plans
+from goosestack import plans, postgrest
 from goosestack.accounts import Principal, subject_of
 from goosestack.http import Broken, Client
 from goosestack.plans import Once, Plans
@@ -62,7 +62,7 @@ class PlanTable:
     ) -> None:
         """`url` is the project's, `key` its service's; `warn` is told in a sentence what the operator should know."""
         self._store, self._client, self._key, self._place = store, client, key, place
-        self._url, self._issuer = URL(f"{url}/rest/v1/{place.table}"), f"{url}/auth/v1"
+        self._url, self._issuer = URL(postgrest.table(url, place.table)), f"{url}/auth/v1"
         self._plans, self._every_s, self._now, self._clock = plans, every_s, now, clock
         self._warn, self._warn_once = warn, Once(warn)
         self._asked: dict[str, tuple[str, float]] = {}
@@ -109,9 +109,7 @@ class PlanTable:
         """What stands in the column, None where the user has no row. Raises what a request can, or Broken."""
         place = self._place
         query = {"select": place.column, place.key: f"eq.{subject}", "limit": "1"}
-        headers = {"accept": "application/json", "accept-encoding": "identity", "apikey": self._key}
-        if self._key.startswith("eyJ"):  # the old keys are tokens, and wanted as such too; the new ones must not be
-            headers["authorization"] = f"Bearer {self._key}"
+        headers = {"accept": "application/json", "accept-encoding": "identity", **postgrest.key_headers(self._key)}
         async with asyncio.timeout(PATIENCE_S):
             answer = await self._client.get(self._url.with_query(query), headers)
             try:

@@ -115,6 +115,8 @@ class Model:
     us_percent: int = 100
     web_search: int | None = None
     """Nanodollars a call; None where it has no price, and cannot be sold."""
+    temperature: bool = True
+    """Whether it takes one; what refuses it is not sent one by `POST /api/chat`."""
     by_operator: bool = False
     """Whether `prices.toml` prices it, which then also decides over a cost that the provider reports."""
 
@@ -230,6 +232,8 @@ class PriceBook:
     """Every model that has a price, by provider and by any of its names."""
 
     generated: str
+    retired: Mapping[str, str] = field(default_factory=dict)
+    """Names that their provider no longer answers for, and since when."""
     models: dict[tuple[str, str], Model] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     """The operator's own names for models."""
@@ -269,7 +273,7 @@ def load(generated: str, operators: str = "") -> PriceBook:
     data = json.loads(generated, parse_float=_no_floats)
     if data.get("format") != 1:
         raise PriceError("prices.json has a format that this version does not read")
-    book = PriceBook(generated=str(data["generated"]))
+    book = PriceBook(generated=str(data["generated"]), retired=data.get("retired", {}))
     for entry in data["models"]:
         book.add(_model(entry))
     if operators:
@@ -306,6 +310,7 @@ def _model(entry: Mapping[str, Any]) -> Model:
         retires=entry.get("retires"),
         us_percent=entry.get("us_percent", 100),
         web_search=entry.get("web_search"),
+        temperature=entry.get("temperature", True),
         by_operator=bool(entry.get("by_operator")),
     )
 
@@ -343,12 +348,13 @@ def _rate(raw: Mapping[str, Any], where: str, chat: bool) -> Rate:
 # --- the operator's prices.toml -------------------------------------------------------------------------------
 
 _MODEL_KEYS = frozenset(
-    (*CLASSES, "provider", "name", "kind", "context", "max_input", "max_output", "reasoning", "aliases", "web_search")
+    (*CLASSES, *"provider name kind context max_input max_output reasoning temperature aliases web_search".split())
 )
 _LIMITS = ("context", "max_input", "max_output")
 _KINDS: Mapping[str, tuple[type, str]] = {
     "name": (str, "a text"),
     "reasoning": (bool, "true or false"),
+    "temperature": (bool, "true or false"),
     "aliases": (list, "a list of names"),
     **dict.fromkeys(_LIMITS, (int, "a number of tokens")),
 }
@@ -397,10 +403,10 @@ def _apply_model(book: PriceBook, name: str, raw: Mapping[str, Any]) -> None:
     book.chosen[name] = provider
     prices = {key: _picos(raw[key], f"{where}.{key}") for key in CLASSES if key in raw}
     if base is not None and not prices:
-        if more := set(raw) - {"provider", *_LIMITS}:
+        if more := set(raw) - {"provider", "temperature", *_LIMITS}:
             raise PriceError(f"{where}: {', '.join(sorted(more))} only with an input and an output price")
         known: dict[str, Any] = {key: _limit(raw, key, where) for key in _LIMITS if key in raw}
-        book.add(replace(base, provider=provider, **known))
+        book.add(replace(base, provider=provider, temperature=raw.get("temperature", base.temperature), **known))
         return
     entry: dict[str, Any] = {
         "provider": provider,
@@ -408,6 +414,7 @@ def _apply_model(book: PriceBook, name: str, raw: Mapping[str, Any]) -> None:
         "name": raw.get("name") or (base.name if base is not None else name),
         "kind": raw.get("kind") or (base.kind if base is not None else "chat"),
         "reasoning": raw.get("reasoning", base.reasoning if base is not None else True),
+        "temperature": raw.get("temperature", base is None or base.temperature),
         "aliases": raw.get("aliases") or (base.aliases if base is not None else ()),
         "rates": [{"tier": STANDARD, "above": 0, **prices}],
         "us_percent": 100 if base is None else base.us_percent,

@@ -15,10 +15,11 @@ secret, with another role and no `sub`; `GET {issuer}/user` with the `apikey` te
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Protocol
@@ -33,6 +34,7 @@ from goosestack.accounts import Principal, ensure_identity, find_identity
 from goosestack.auth import RawHeaders, credential as one_credential
 from goosestack.errors import NotAuthenticated, Problem, SignInUnavailable, TokenExpired
 from goosestack.http import Broken, Client, Lost, NotSent
+from goosestack.logs import redact_bytes
 from goosestack.plans import Plans
 from goosestack.store import Store
 
@@ -54,15 +56,25 @@ FIRST_S = 3.0
 ANSWER_S = 5.0
 """How long the project may take to answer."""
 
+QUICK_S = 1.0
+"""How long a request waits for that where there is something to go on with; the answer counts when it comes."""
+
+TELL_S = 60.0
+"""How often the operator is told that the project cannot be asked."""
+
 _FAR_OFF = 32_503_680_000
 """The year 3000, in which whatever has a later end ends, too."""
 
 _MOST_ANSWER = 256 * 1024
+_MOST_REASON = 300
 _TOKEN = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _EMAIL = re.compile(r"[!-?A-~]{1,128}@[!-?A-~]{1,125}")
 _ASYMMETRIC = ("ES256", "RS256")
 _FAILED = (NotSent, Lost, Broken, TimeoutError)
+_ENDED = frozenset(("bad_jwt", "session_not_found", "session_expired", "user_not_found", "user_banned"))
+"""What the sign-in service says of a token that stands no more: another 401 is not about the token, but of whatever
+stands before that service, about our `apikey`."""
 
 
 class Keys(Protocol):
@@ -106,7 +118,8 @@ class KeySet:
         self._keys: dict[str, jwt.PyJWK] = {}
         self._looked_at: float | None = None
         self._had = False
-        self._fetching: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
+        self._asked = self._answered = 0
         self._published: list[dict[str, Any]] = []
         self.generation = 0
 
@@ -122,13 +135,13 @@ class KeySet:
 
     async def _look_again(self) -> None:
         """Fetch the keys unless that was just tried; whoever comes meanwhile waits for the same answer."""
-        if self._fetching is None:
+        if self._looking is None:
             wait = REFETCH_S if self._had else FIRST_S
             if self._looked_at is None or self._clock() - self._looked_at >= wait:
                 self._looked_at = self._clock()
-                self._fetching = asyncio.create_task(self._try())
-        if self._fetching is not None:
-            await asyncio.shield(self._fetching)  # a caller who leaves takes it away from nobody
+                self._looking = asyncio.create_task(self._try())
+        if self._looking is not None:
+            await _done(self._looking, QUICK_S if self._had else None)
         if not self._had:
             raise SignInUnavailable(headers={"retry-after": str(round(FIRST_S))})
 
@@ -138,22 +151,28 @@ class KeySet:
         except _FAILED:
             pass  # the keys that were good still are
         finally:
-            self._fetching = None
+            self._looking = None
 
     async def fetch(self) -> None:
-        """See `Keys.fetch`."""
+        """See `Keys.fetch`. Of several at once, what was asked for last counts, in whatever order they are answered."""
+        self._asked += 1
+        number = self._asked
         status, body = await _get(self._client, self._url, {})
         if status != 200:
             raise Broken(f"status {status} for the keys")
+        if number < self._answered:
+            return
         try:
             published = msgspec.json.decode(body, type=_Document).keys
-        except (msgspec.MsgspecError, ValueError) as error:
+            keys = {entry["kid"]: key for entry in published if (key := _usable(entry)) is not None}
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise Broken("the keys cannot be read") from error
-        self._had = True
+        if self._keys and not keys:
+            raise Broken("there is no key that can be used among those published; the last ones go on")
+        self._had, self._answered = True, number
         if published != self._published:
             self.generation += 1
-            self._keys = {entry["kid"]: key for entry in published if (key := _usable(entry)) is not None}
-            self._published = published
+            self._keys, self._published = keys, published
 
 
 class _Document(msgspec.Struct):
@@ -179,10 +198,11 @@ class _Known:
     expires_at: float
     """Seconds since 1970, the leeway included."""
     generation: int
-    stands: bool = True
-    """Whether the project, where it is asked, still says so."""
-    checked_at: float | None = None
-    checking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    stands: bool | None = None
+    """What the project, where it is asked, said last; None until it has said something."""
+    ask_at: float = -math.inf
+    """When it is to be asked again."""
+    asking: asyncio.Task[None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,13 +254,16 @@ class Supabase:
         anonymous: bool,
         check: Check | None,
         now: Callable[[], str],
+        alert: Callable[..., None],
         plan: PlanClaim | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`anonymous` lets users in who gave no name; without `check`, the project is never asked about a token."""
+        """`anonymous` lets users in who gave no name; without `check`, the project is never asked about a token.
+        `alert` tells the operator of something to look at: its kind, then facts."""
         self._store, self._client, self._issuer, self._keys = store, client, issuer, keys
         self._anonymous, self._check, self._now, self._clock = anonymous, check, now, clock
-        self._plan = plan
+        self.alert, self._plan = alert, plan
+        self._told_at = -math.inf
         self._known: dict[bytes, _Known] = {}
 
     def credential(self, headers: RawHeaders) -> str | None:
@@ -271,9 +294,9 @@ class Supabase:
                 if len(self._known) >= MOST_KNOWN:
                     self._known.clear()
                 self._known[digest] = known
-        if self._check is not None:
-            await self._still_stands(credential, known, self._check)
-        return known.principal if known.stands else None
+        if self._check is not None and not await self._still_stands(credential, known, self._check):
+            return None
+        return known.principal
 
     def _remembered(self, digest: bytes) -> _Known | None:
         """What is known of a token, as long as it holds."""
@@ -284,8 +307,11 @@ class Supabase:
 
     async def fetch_keys(self) -> None:
         """Have the project's keys of now: called every few minutes, so that one that was withdrawn is not believed for
-        long. Raises what `Keys.fetch` does."""
-        await self._keys.fetch()
+        long."""
+        try:
+            await self._keys.fetch()
+        except _FAILED as error:
+            self._tell(f"the keys cannot be fetched: {error or type(error).__name__}")
 
     def forget(self, key_id: str) -> None:
         """See `auth.Identifier.forget`: tokens have no key here."""
@@ -336,23 +362,56 @@ class Supabase:
         if said is not None and not self._store.peek(plans.stands, user_id, *said):
             await self._store.write(plans.sign_in_said, user_id, *said, self._now())
 
-    async def _still_stands(self, token: str, known: _Known, check: Check) -> None:
-        """Ask the project, unless it has said so lately or has ended the token. One that it confirmed once is believed
-        while it cannot be asked; else raises SignInUnavailable."""
-        async with known.checking:
-            now = self._clock()
-            if not known.stands or (known.checked_at is not None and now - known.checked_at < check.every_s):
-                return
-            headers = {"apikey": check.api_key, "authorization": f"Bearer {token}"}
-            try:
-                status, _ = await _get(self._client, URL(f"{self._issuer}/user"), headers)
-            except _FAILED:
-                status = 0
-            if status in (401, 403, 404):
-                known.stands = False
-            elif status != 200 and known.checked_at is None:
-                raise SignInUnavailable(headers={"retry-after": str(round(FIRST_S))})
-            known.checked_at = now
+    async def _still_stands(self, token: str, known: _Known, check: Check) -> bool:
+        """Whether the project still says so, which is asked unless it has said so lately, or has ended the token. One
+        that it confirmed once is believed while it cannot be asked; else raises SignInUnavailable."""
+        if known.asking is None and known.stands is not False and self._clock() >= known.ask_at:
+            known.asking = asyncio.create_task(self._ask(token, known, check))
+        if known.asking is not None:
+            await _done(known.asking, None if known.stands is None else QUICK_S)
+        if known.stands is None:
+            raise SignInUnavailable(headers={"retry-after": str(round(FIRST_S))})
+        return known.stands
+
+    async def _ask(self, token: str, known: _Known, check: Check) -> None:
+        """Ask the project about a token, once for all who wait; where it cannot be asked, again before long."""
+        headers = {"apikey": check.api_key, "authorization": f"Bearer {token}"}
+        wait_s = check.every_s
+        try:
+            status, body = await _get(self._client, URL(f"{self._issuer}/user"), headers)
+            if status != 200 and _code(body) not in _ENDED:
+                said = redact_bytes(body[:_MOST_REASON], (check.api_key, token)).decode("utf-8", "replace")
+                raise Broken(f"status {status}: {said}; is SUPABASE_ANON_KEY the project's?")
+            known.stands = status == 200
+        except _FAILED as error:
+            wait_s = FIRST_S if known.stands is None else min(check.every_s, REFETCH_S)
+            self._tell(f"whether a token still stands cannot be asked: {error or type(error).__name__}")
+        finally:
+            known.ask_at, known.asking = self._clock() + wait_s, None
+
+    def _tell(self, what: str) -> None:
+        if self._clock() - self._told_at >= TELL_S:
+            self._told_at = self._clock()
+            self.alert("sign_in", what=what)
+
+
+def _code(body: bytes) -> str | None:
+    """Which error the sign-in service says it is; None where it is not that service that speaks."""
+    try:
+        return msgspec.json.decode(body, type=_Error).error_code
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+
+
+class _Error(msgspec.Struct):
+    error_code: str | None = None
+
+
+async def _done(task: asyncio.Task[None], patience_s: float | None) -> None:
+    """Wait for what others may be waiting for, too: whoever leaves, or loses patience, takes it away from nobody."""
+    await asyncio.wait({task}, timeout=patience_s)
+    if task.done():
+        task.result()
 
 
 async def _get(client: Client, url: URL, headers: Mapping[str, str]) -> tuple[int, bytes]:

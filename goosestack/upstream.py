@@ -89,7 +89,8 @@ class Upstreams:
             if wire.name in provider.wires and model.kind == wire.kind:
                 return Offer(provider, model, target, self.url(provider, wire))
             elsewhere = provider if model.kind == wire.kind else elsewhere
-        hint = ""
+        gone = self.book.retired.get(target)
+        hint = "" if gone is None else f": it was retired on {gone}"
         if elsewhere is not None:
             messages = wire.dialect == "openai"
             hint = f" on this endpoint; it is on {'/v1/messages' if messages else '/v1/chat/completions'}"

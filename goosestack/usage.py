@@ -6,7 +6,7 @@ import csv
 import io
 from datetime import datetime
 
-from goosestack.accounts import first_id
+from goosestack.accounts import first_id, payer_of
 from goosestack.pricing import dollars
 from goosestack.store import Tx
 
@@ -34,10 +34,7 @@ ROW = (
 )
 """The columns of one request, as they are shown."""
 
-PAYER = (
-    "CASE WHEN unit IS NULL THEN 'nobody' WHEN unit = 'tokens' THEN 'allowance' WHEN unit = 'usdc_micro' THEN 'channel'"
-    " WHEN (SELECT ref FROM accounts WHERE accounts.id = account_id) = '' THEN 'credits' ELSE 'overage' END"
-)
+PAYER = payer_of("usage_log")
 """What paid for a row."""
 
 _SELECT = f"SELECT {', '.join(ROW[:-1])}, {PAYER} FROM usage_log"

@@ -119,10 +119,10 @@ def mobile_chat_of(upstreams: Upstreams, default: str | None, today: Callable[[]
         try:
             model = upstreams.offer(wire, name, "").model  # as of no day, on which none is retired yet
         except errors.ModelNotFound:
-            return mobile_chat.Traits()
+            return mobile_chat.Traits(retired=upstreams.book.retired.get(name))
         assert model is not None
         retired = model.retires is not None and model.retires <= today()
-        return mobile_chat.Traits(model.reasoning, model.retires if retired else None)
+        return mobile_chat.Traits(model.temperature, model.retires if retired else None)
 
     wire = mobile_chat.MobileChat(default, traits)
     if default is not None:
@@ -143,6 +143,7 @@ def supabase_of(
     plans: Plans,
     now: Callable[[], str],
     warn: Callable[[str], None],
+    alert: Callable[..., None],
 ) -> Supabase | None:
     """The Supabase project whose users may call; None where there is none. Raises Refusal."""
     if config.supabase_url is None:
@@ -167,6 +168,7 @@ def supabase_of(
         anonymous=config.supabase_anonymous,
         check=check,
         now=now,
+        alert=alert,
         plan=supabase.PlanClaim(tuple(place.split(".")), plans, Once(warn)) if kind == "claim" else None,
     )
 

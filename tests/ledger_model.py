@@ -276,7 +276,7 @@ class Twin:
         period = Period(f"period{number:06}", NOW)
 
         def verb() -> int:
-            found = allowance.open_tokens(self.db, Membership(Plan("pro", tokens), period), user, NOW)
+            found = allowance.tokens(Membership(Plan("pro", tokens), period), user).open(self.db, NOW)
             if found not in self.ids:
                 self.ids.append(found)
                 self.users.append(user)

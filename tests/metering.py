@@ -14,7 +14,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from yarl import URL
 
-from goosestack import ledger, meters
+from goosestack import ledger, outbox
 from goosestack.demo.openmeter import Receiver, Reply
 from goosestack.http import Lost, NotSent
 from goosestack.ledger import COUNTS, Charge, NewHold
@@ -246,11 +246,11 @@ class Till:
 
     def status(self, sink: str) -> dict[str, Any]:
         """How far a sink has got."""
-        return next(one for one in meters.status(self.books.db, self.clock.now()) if one["sink"] == sink)
+        return next(one for one in outbox.status(self.books.db, self.clock.now(), (sink,)) if one["sink"] == sink)
 
     def dead(self, sink: str) -> list[dict[str, Any]]:
         """Its dead letters."""
-        return meters.dead_letters(self.books.db, sink, 1000)
+        return outbox.dead_letters(self.books.db, sink, 1000)
 
     def rows(self) -> Sequence[sqlite3.Row]:
         """All settled rows, in order."""

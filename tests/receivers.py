@@ -1,9 +1,9 @@
-"""Strict receivers of usage beside `goosestack.demo.openmeter`: Stripe's meter events, and a webhook by the rules of
-Standard Webhooks.
+"""Strict receivers of usage beside `goosestack.demo.openmeter`: Stripe's meter events, a webhook by the rules of
+Standard Webhooks, and a table of a Supabase project.
 
     python -m tests.receivers stripe|webhook SECRET
 
-Both are programs with the control endpoints of `goosestack.demo.openmeter`, and both can be had without a process.
+The first two are programs with the control endpoints of `goosestack.demo.openmeter`; all can be had without a process.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from urllib.parse import parse_qsl
 from urllib.request import Request, urlopen
 
 from goosestack.demo.openmeter import Poison, Receiver, Reply, serve
+from goosestack.demo.postgrest import Failure, Table
 from tests.world import Program, bare_environment
 
 Json = dict[str, Any]
@@ -117,6 +118,37 @@ class Hook:
 
     def events(self) -> list[Json]:
         return list(self._kept.values())
+
+
+class ProjectTable:
+    """A project's REST interface, with one table, whose unique column is the first."""
+
+    path = "/rest/v1/usage"
+
+    def __init__(self, key: str, columns: Mapping[str, str], **table: Any) -> None:
+        self.poison = Poison()
+        self.key, self._id = key, next(iter(columns))
+        self.table = Table("usage", dict(columns), **{"unique": [[self._id]], **table})
+        self.headers: Mapping[str, str] = {}
+
+    def take(self, headers: Mapping[str, str], body: bytes) -> Reply:
+        self.headers = headers
+        try:
+            for row in json.loads(body):
+                if self.poison.spoils(row[self._id], row["user_id"] or ""):
+                    raise Failure(400, "23514", "new row violates a check constraint")
+            answer = self.table.insert(
+                body, {"on_conflict": self._id}, headers["prefer"], headers["apikey"] == self.key
+            )
+        except Failure as failure:
+            return Reply(failure.status, json.dumps(failure.body).encode(), {"content-type": "application/json"})
+        return Reply(answer.status)
+
+    def totals(self) -> Json:
+        return {"tokens": sum(row["tokens"] for row in self.table.rows)}
+
+    def events(self) -> list[Json]:
+        return self.table.rows
 
 
 def _error(status: int, message: str, param: str | None = None) -> Reply:

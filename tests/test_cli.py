@@ -104,7 +104,10 @@ def test_keys_are_made_listed_and_revoked(either: Operator) -> None:
 @pytest.mark.parametrize("until", ["9999-12-31T23:59:59-05:00", "0001-01-01T00:00:00+05:00", "", "2026-13-01"])
 def test_pro_cannot_end_on_a_day_that_there_is_not(operator: Operator, until: str) -> None:
     bob = operator.json("user", "create", "bob@example.com")["id"]
-    assert f"{until} is no date as 2026-12-31" in operator.run("user", "pro", bob, "--until", until, expect=2)[1]
+    assert (
+        f"Invalid value for --until: {until} is no date as 2026-12-31"
+        in operator.run("user", "pro", bob, "--until", until, expect=2)[1]
+    )
     assert (
         operator.json("user", "pro", bob, "--until", "9999-12-31T23:59:59")["pro_until"] == "9999-12-31T23:59:59.000Z"
     )

@@ -25,7 +25,7 @@ from tests.project import SECRET as PROJECT_SECRET, SERVICE_KEY, Project
 from tests.receivers import Process
 from tests.shell import Operator, operator_of
 from tests.test_serve import refusal
-from tests.world import OPENAI_KEY, Customer, Daemon, Program, Upstream, World, bare_environment, until
+from tests.world import ANTHROPIC_KEY, OPENAI_KEY, Customer, Daemon, Program, Upstream, World, bare_environment, until
 
 STRIPE_KEY = "sk_test_operators_canary_0003"
 HOOK_SECRET = "whsec_" + "c2VjcmV0" * 4
@@ -298,7 +298,7 @@ def test_a_receiver_that_is_down_degrades_and_is_tried_at_once_when_told(metered
     assert "openmeter: 2 requests behind, " in shown and "waits until 20" in shown and "status 429" in shown
     assert '"kind":"meter","sink":"openmeter","what":"status 429: a fault was ordered"' in metered.daemon.program.text()
     receivers.heal()
-    assert shell.json("meters", "retry", "openmeter") == {"sink": "openmeter", "retried": 0}
+    assert shell.json("meters", "retry", "openmeter") == {"sink": "openmeter", "on": True, "retried": 0}
     caught_up(metered, "openmeter")
     assert receivers.tokens(alice.id) == settled(metered, alice)
 
@@ -317,6 +317,8 @@ def test_a_receiver_that_has_lost_everything_gets_it_again(metered: World, recei
     assert receivers.hook.totals()["requests"] == 4, "the other sink was not asked again"
     told = shell.refused("meters", "replay", "openmeter", "--since", "2026-01-01")
     assert told.startswith("openmeter may have forgotten ids from before ")
+    wrong = shell.run("meters", "replay", "openmeter", "--since", "yesterday", expect=2)[1]
+    assert "Invalid value for --since: yesterday is no date as 2026-12-31" in wrong
 
 
 def test_stripe_is_not_replayed(folder: Path, receivers: Receivers) -> None:
@@ -338,12 +340,35 @@ def test_the_commands_work_without_a_daemon(metered: World, receivers: Receivers
     (told,) = (sink for sink in shell.json("meters", "status") if sink["sink"] == "openmeter")
     assert sorted(letter["id"] for letter in told["dead"]) == [first, second]
     assert shell.json("meters", "discard", "openmeter", first) == {"sink": "openmeter", "discarded": first}
-    assert shell.refused("meters", "discard", "openmeter", first) == f"openmeter has no dead letter {first}"
-    assert shell.json("meters", "retry", "openmeter") == {"sink": "openmeter", "retried": 1}
+    assert shell.refused("meters", "discard", "openmeter", first) == (
+        f"openmeter has no dead letter {first}, and nothing of that id is waiting"
+    )
+    assert shell.json("meters", "retry", "openmeter") == {"sink": "openmeter", "on": True, "retried": 1}
     receivers.openmeter.tell("DELETE", "poison")
     metered.daemon.start()
     caught_up(metered, "openmeter")
     assert [event["id"] for event in receivers.openmeter.events()] == [second]
+
+
+@pytest.mark.parametrize("runs", [True, False], ids=["in the daemon", "on the file"])
+def test_a_sink_that_was_turned_off_is_shown_as_off(metered: World, receivers: Receivers, runs: bool) -> None:
+    bob = metered.customer(name="bob")
+    receivers.openmeter.tell("POST", "poison", subjects=[bob.id])
+    spend(metered, bob)
+    caught_up(metered, "openmeter", "webhook")
+    assert metered.daemon.program.stop() == 0
+    metered.daemon.env["METERS"] = "webhook"
+    if runs:
+        metered.daemon.start()
+    shell = operator_of(metered)
+    assert {sink["sink"]: sink["on"] for sink in shell.json("meters", "status")} == {
+        "openmeter": False,
+        "webhook": True,
+    }
+    for command in (("meters", "status"), ("check",)):
+        assert "openmeter (off): 0 requests behind, 1 dead letters\n" in shell.run(*command)[0]
+    told = shell.run("meters", "retry", "openmeter")[0]
+    assert told == "1 dead letters of openmeter are sent again, once METERS names it again\n"
 
 
 def test_a_sink_that_was_never_on_has_nothing_to_retry(folder: Path) -> None:
@@ -358,17 +383,25 @@ def test_a_sink_that_was_never_on_has_nothing_to_retry(folder: Path) -> None:
 
 
 @pytest.fixture
-def routed(folder: Path, receivers: Receivers) -> Iterator[World]:
+def router_key() -> str:
+    """What the routers are asked with: each format of the upstream behind them has a key of its own."""
+    return OPENAI_KEY
+
+
+@pytest.fixture
+def routed(folder: Path, receivers: Receivers, router_key: str) -> Iterator[World]:
     """A daemon that sells through OpenRouter and LiteLLM, and reports the cost."""
-    (folder / "prices.toml").write_text('[models.gpt-4o-mini]\nprovider = "litellm"\n')
+    (folder / "prices.toml").write_text(
+        '[models.gpt-4o-mini]\nprovider = "litellm"\n[models.claude-haiku-4-5]\nprovider = "litellm"\n'
+    )
     world = receivers.world(folder, "openmeter")
     assert world.daemon.program.stop() == 0
     router = f"{world.upstream.url}/v1"
     world.daemon.env |= {
         "PRICES_FILE": str(folder / "prices.toml"),
-        "OPENROUTER_API_KEY": OPENAI_KEY,
+        "OPENROUTER_API_KEY": router_key,
         "OPENROUTER_BASE_URL": router,
-        "LITELLM_API_KEY": OPENAI_KEY,
+        "LITELLM_API_KEY": router_key,
         "LITELLM_BASE_URL": router,
         "MARKUP_PERCENT": "50",
     }
@@ -405,6 +438,33 @@ def test_what_a_router_charged_is_what_is_metered(
         "cost_usd": "0.001845",
         "payer": "credits",
     }
+
+
+@pytest.mark.parametrize(("provider", "prefix"), [("openrouter", "{author}/"), ("litellm", "")])
+@pytest.mark.parametrize(
+    ("path", "author", "model", "cap", "router_key"),
+    [
+        ("/v1/messages", "anthropic", "claude-haiku-4{dot}5", "max_tokens", ANTHROPIC_KEY),
+        ("/v1/responses", "openai", "gpt-4o-mini", "max_output_tokens", OPENAI_KEY),
+    ],
+    ids=["messages", "responses"],
+)
+def test_a_routers_other_formats_are_metered_at_what_it_charged(
+    routed: World, receivers: Receivers, provider: str, prefix: str, path: str, author: str, model: str, cap: str
+) -> None:
+    alice = routed.customer()
+    name = prefix.format(author=author) + model.format(dot="." if provider == "openrouter" else "-")
+    question = directed("Hi", usage={"input_tokens": 1_000, "output_tokens": 200, "cost": 0.00123})
+    asked = {"input": question} if path == "/v1/responses" else {"messages": [{"role": "user", "content": question}]}
+    reply = ask(routed, "POST", path, key=alice.key, body={"model": name, **asked, cap: 5_000})
+    assert reply.status == 200, reply.data
+    (row,) = routed.ended_rows(alice, 1)
+    assert (row["provider"], row["input_tokens"], row["output_tokens"]) == (provider, 1_000, 200)
+    assert row["cost_nanos"] == 1_845_000, "what the router said, and the markup"
+    caught_up(routed, "openmeter")
+    (event,) = receivers.openmeter.events()
+    told = {name: event["data"][name] for name in ("provider", "wire", "total_tokens", "cost_nanos")}
+    assert told == {"provider": provider, "wire": row["wire"], "total_tokens": "1200", "cost_nanos": "1845000"}
 
 
 # --- settings -------------------------------------------------------------------------------------------------

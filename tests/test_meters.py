@@ -4,15 +4,17 @@ is particular to each stands in `test_sinks.py`.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from email.utils import format_datetime
 
 import pytest
 
-from goosestack import meters
+from goosestack import meters, outbox
 from goosestack.demo.openmeter import OpenMeter as FakeOpenMeter
-from goosestack.meters import Meter, MeterError
+from goosestack.meters import Meter
+from goosestack.outbox import MeterError
 from goosestack.sinks.openmeter import OpenMeter
 from goosestack.sinks.webhook import Webhook
 from tests.metering import HOUR_S, START, Crash, Till, Wire
@@ -70,6 +72,13 @@ def house() -> Iterator[House]:
     house.till.close()
 
 
+def warm(house: House) -> str:
+    """The receiver has answered once, and is sent whole batches from then on; the id that it has."""
+    id = house.till.settle()
+    house.till.report(house.meter)
+    return id
+
+
 # --- what is reported -----------------------------------------------------------------------------------------
 
 
@@ -78,7 +87,7 @@ def test_what_settles_is_reported_once_and_in_order(house: House) -> None:
     house.till.report(house.meter)
     house.till.report(house.meter)
     assert house.arrived() == ids
-    assert house.openmeter.totals()["requests"] == 5, "at most 100 events in each, and batches of 200"
+    assert house.openmeter.totals()["requests"] == 6, "one event first, then 100 in each at most, in batches of 200"
     status = house.till.status("openmeter")
     assert (status["lag"], status["lag_s"], status["pending"], status["ok"]) == (0, 0.0, 0, True)
 
@@ -217,6 +226,19 @@ def test_a_clock_that_is_turned_back_does_not_stop_it(house: House) -> None:
     assert house.arrived() == [id]
 
 
+def test_a_row_whose_time_is_yet_to_come_does_not_look_as_if_it_waited_for_nothing(house: House) -> None:
+    house.later(24 * HOUR_S)
+    house.till.settle()
+    house.later(-24 * HOUR_S)
+    house.wire.faults["openmeter"] = ["503"]
+    house.till.turn(house.meter)
+    status = house.till.status("openmeter")
+    assert (status["lag"], status["lag_s"], status["ok"]) == (1, 0.0, False)
+    house.later(2)
+    house.till.report(house.meter)
+    assert house.till.status("openmeter")["ok"]
+
+
 def test_a_receiver_that_is_down_for_days_loses_nothing(house: House) -> None:
     ids = []
     house.wire.faults["openmeter"] = ["refused"] * 10_000
@@ -230,6 +252,41 @@ def test_a_receiver_that_is_down_for_days_loses_nothing(house: House) -> None:
     house.till.report(house.meter)
     assert house.arrived() == ids
     assert house.till.dead("openmeter") == []
+
+
+@pytest.mark.parametrize("fault", ["503", "lost", "timeout"])
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_receiver_that_fails_for_days_without_saying_what_it_took_leaves_one_event_a_day_in_doubt(
+    house: House, fault: str, restarts: bool
+) -> None:
+    ids = [house.till.settle() for _ in range(450)]
+    house.wire.faults["openmeter"] = [fault] * 10_000
+    for _ in range(40):
+        house.till.turn(house.meter)
+        house.later(2 * HOUR_S)
+        if restarts:
+            house.start()
+    house.wire.faults["openmeter"].clear()
+    house.till.report(house.meter)
+    dead = [letter["id"] for letter in house.till.dead("openmeter")]
+    assert dead == ids[: len(dead)] and 1 <= len(dead) <= 4
+    assert house.arrived() == ids[len(dead) :]
+
+
+def test_a_death_in_the_first_request_leaves_no_more_in_doubt_than_it_had(house: House) -> None:
+    ids = [house.till.settle() for _ in range(250)]
+    house.wire.faults["openmeter"] = ["crash", *["refused"] * 10_000]
+    with pytest.raises(Crash):
+        house.till.turn(house.meter)
+    house.later(2)
+    house.start()
+    for _ in range(20):
+        house.till.turn(house.meter)
+        house.later(2 * HOUR_S)
+    house.wire.faults["openmeter"].clear()
+    house.till.report(house.meter)
+    assert house.arrived() == ids[1:]
+    assert [letter["id"] for letter in house.till.dead("openmeter")] == ids[:1]
 
 
 def test_nothing_is_sent_while_the_disk_is_full(house: House) -> None:
@@ -260,7 +317,12 @@ def test_a_receiver_that_fails_is_not_asked_for_the_rest_of_a_batch(house: House
     ids = [house.till.settle() for _ in range(200)]
     house.wire.faults["hook"] = ["503"] * 1000
     house.till.turn(hook)
-    assert len(house.wire.asked) <= meters.LANES
+    assert len(house.wire.asked) == 1, "of a receiver whose state is unknown"
+    house.wire.faults["hook"] = ["fine", *["503"] * 1000]
+    for _ in range(2):
+        house.later(2)
+        house.till.turn(hook)
+    assert len(house.wire.asked) <= 2 + meters.LANES, "of one that fails in the middle"
     house.wire.faults["hook"].clear()
     house.later(30 * 24 * HOUR_S)
     house.till.report(hook)
@@ -291,7 +353,7 @@ def test_one_sink_that_fails_holds_up_no_other(house: House) -> None:
 @pytest.mark.parametrize("fault", ["crash", "crash after"])
 @pytest.mark.parametrize("before", [0, 1])
 def test_a_death_while_sending_loses_nothing_and_doubles_nothing(house: House, fault: str, before: int) -> None:
-    ids = [house.till.settle() for _ in range(150)]
+    ids = [warm(house), *(house.till.settle() for _ in range(150))]
     house.wire.faults["openmeter"] = [*["fine"] * before, fault]
     with pytest.raises(Crash):
         house.till.turn(house.meter)
@@ -335,6 +397,23 @@ def test_what_is_being_reported_no_longer_changes(house: House) -> None:
     assert house.arrived() == [id]
 
 
+def test_after_a_restore_what_a_receiver_has_is_reported_again_and_dropped_by_it(house: House) -> None:
+    ids = [warm(house), *(house.till.settle() for _ in range(3))]
+    backup = sqlite3.connect(":memory:", isolation_level=None)
+    house.till.books.db.backup(backup)
+    house.till.report(house.meter)
+    lost = house.till.settle()
+    house.till.report(house.meter)
+    house.till.books.db.close()
+    house.till.books.db = backup
+    house.start()
+    new = house.till.settle()
+    house.till.report(house.meter)
+    assert house.arrived() == [*ids, lost, new]
+    assert house.openmeter.totals()["duplicates"] == 3
+    assert house.till.status("openmeter")["ok"]
+
+
 # --- dead letters ---------------------------------------------------------------------------------------------
 
 
@@ -368,28 +447,42 @@ def test_a_dead_letter_that_is_retried_arrives_once_it_can(house: House) -> None
     house.openmeter.poison.ids += ids[3:5]
     house.till.report(house.meter)
     db = house.till.books.db
-    assert meters.retry(db, "openmeter", ids[3]) == 1
+    assert outbox.retry(db, "openmeter", ids[3]) == 1
     house.till.report(house.meter)
     assert len(house.till.dead("openmeter")) == 2, "nothing was mended"
     house.openmeter.poison.ids.clear()
-    assert meters.retry(db, "openmeter", ids[3]) == 1
+    assert outbox.retry(db, "openmeter", ids[3]) == 1
     house.till.report(house.meter)
     assert [letter["id"] for letter in house.till.dead("openmeter")] == [ids[4]]
-    assert meters.retry(db, "openmeter", None) == 1
+    assert outbox.retry(db, "openmeter", None) == 1
     house.till.report(house.meter)
     assert sorted(house.arrived()) == ids
     assert house.tokens() == "150"
     assert house.till.status("openmeter")["ok"]
 
 
+def test_an_event_that_waits_can_be_discarded_too(house: House) -> None:
+    """Whatever stops a sink at one event, an operator can let it go on."""
+    first, second = house.till.settle(), house.till.settle()
+    house.wire.faults["openmeter"] = ["401"]
+    house.till.turn(house.meter)
+    assert house.till.status("openmeter")["next"] == first
+    outbox.discard(house.till.books.db, "openmeter", first)
+    house.later(2)
+    house.till.report(house.meter)
+    assert house.arrived() == [second]
+    status = house.till.status("openmeter")
+    assert (status["lag"], status["pending"], status["next"], status["ok"]) == (0, 0, None, True)
+
+
 def test_a_dead_letter_that_is_discarded_is_gone(house: House) -> None:
     id = house.till.settle()
     house.openmeter.poison.ids.append(id)
     house.till.report(house.meter)
-    meters.discard(house.till.books.db, "openmeter", id)
+    outbox.discard(house.till.books.db, "openmeter", id)
     assert house.till.status("openmeter")["ok"]
     house.openmeter.poison.ids.clear()
-    assert meters.retry(house.till.books.db, "openmeter", None) == 0
+    assert outbox.retry(house.till.books.db, "openmeter", None) == 0
     house.till.report(house.meter)
     assert house.arrived() == []
 
@@ -399,6 +492,8 @@ def test_a_dead_letter_that_is_discarded_is_gone(house: House) -> None:
 def test_what_may_have_arrived_is_not_sent_again_once_the_receiver_has_forgotten_it(
     house: House, fault: str, before: list[str]
 ) -> None:
+    """Of a batch after a good answer all is unknown; after a failure it is the one event that was tried."""
+    known = warm(house)
     ids = [house.till.settle() for _ in range(3)]
     house.wire.faults["openmeter"] = [*before, fault, *["refused"] * 100]
     for _ in range(20):
@@ -406,9 +501,9 @@ def test_what_may_have_arrived_is_not_sent_again_once_the_receiver_has_forgotten
         house.later(2 * HOUR_S)
     house.wire.faults["openmeter"].clear()
     house.till.report(house.meter)
-    assert house.arrived() == ids, "and not twice"
+    assert house.arrived() == [known, *ids], "and not twice"
     dead = house.till.dead("openmeter")
-    assert [letter["id"] for letter in dead] == ids
+    assert [letter["id"] for letter in dead] == (ids[:1] if before else ids)
     sent = START + 2 * HOUR_S * len(before)
     at = datetime.fromtimestamp(sent, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
     assert f"nobody knows whether it has arrived: it was first sent at {at}" in dead[0]["reason"]
@@ -431,7 +526,7 @@ def test_what_cannot_have_arrived_is_sent_however_late(house: House) -> None:
 
 def replay(house: House, sink: str, since: str, *, force: bool = False) -> int:
     db = house.till.books.db
-    return meters.replay(db, sink, since, meters.last_before(db, since), house.till.clock.now(), force=force)
+    return outbox.replay(db, sink, since, outbox.last_before(db, since), house.till.clock.now(), force=force)
 
 
 def test_a_replay_brings_a_receiver_back_what_it_has_lost_and_no_other(house: House) -> None:
@@ -486,13 +581,17 @@ def test_after_a_replay_of_the_latest_what_was_before_it_can_still_be_corrected(
     assert house.tokens() == "17"
 
 
-def test_a_replay_in_the_middle_of_a_batch_leaves_nothing_behind(house: House) -> None:
+@pytest.mark.parametrize("turns", [1, 2])
+def test_a_replay_in_the_middle_of_a_batch_leaves_nothing_behind(house: House, turns: int) -> None:
     since = house.till.clock.now()
     ids = [house.till.settle() for _ in range(250)]
-    house.till.turn(house.meter)
+    for _ in range(turns):
+        house.till.turn(house.meter)
     house.wire.faults["openmeter"] = ["lost"]
     house.till.turn(house.meter)
-    replay(house, "openmeter", since)
+    house.openmeter._kept.clear()
+    house.openmeter._seen.clear()
+    assert replay(house, "openmeter", since) == {1: 200, 2: 250}[turns]
     house.till.report(house.meter)
     assert sorted(house.arrived()) == ids
     assert house.till.status("openmeter")["lag"] == 0
@@ -518,14 +617,14 @@ def test_a_replay_since_a_time_to_come_does_nothing(house: House) -> None:
 def test_verbs_on_a_sink_that_was_never_on_are_refused(house: House) -> None:
     db = house.till.books.db
     for verb in (
-        lambda: meters.retry(db, "supabase", None),
-        lambda: meters.discard(db, "supabase", "x"),
-        lambda: meters.dead_letters(db, "nothing", 1),
+        lambda: outbox.retry(db, "supabase", None),
+        lambda: outbox.discard(db, "supabase", "x"),
+        lambda: outbox.dead_letters(db, "nothing", 1),
         lambda: replay(house, "supabase", "2026-01-01"),
     ):
         with pytest.raises(MeterError, match="was never turned on"):
             verb()
     with pytest.raises(MeterError, match="openmeter has no dead letter x"):
-        meters.retry(db, "openmeter", "x")
-    with pytest.raises(MeterError, match="openmeter has no dead letter x"):
-        meters.discard(db, "openmeter", "x")
+        outbox.retry(db, "openmeter", "x")
+    with pytest.raises(MeterError, match="openmeter has no dead letter x, and nothing of that id is waiting"):
+        outbox.discard(db, "openmeter", "x")

@@ -16,22 +16,25 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from goosestack import meters
+from goosestack import outbox
 from goosestack.demo.openmeter import OpenMeter as FakeOpenMeter
-from goosestack.meters import Meter, MeterError
+from goosestack.meters import Meter
+from goosestack.outbox import MeterError
 from goosestack.sinks import Sink
 from goosestack.sinks.openmeter import OpenMeter
 from goosestack.sinks.stripe_meter import PAYERS, StripeMeter
+from goosestack.sinks.supabase import Supabase
 from goosestack.sinks.webhook import Webhook
 from tests.metering import HOUR_S, USERS, Crash, Till, Wire
-from tests.receivers import Hook, StripeMeters
+from tests.receivers import Hook, ProjectTable, StripeMeters
 
 LONG = os.environ.get("GOOSESTACK_PROOF") == "long"
 MACHINE = settings(
     max_examples=2_000 if LONG else 60, stateful_step_count=40, deadline=None, database=None, print_blob=True
 )
 SECRET = "whsec_" + "c2VjcmV0" * 4
-NAMES = ("stripe_meter", "openmeter", "webhook")
+NAMES = ("stripe_meter", "openmeter", "supabase", "webhook")
+COLUMNS = ("id", "user_id", "total_tokens", "cost_nanos")
 FAULTS = (
     "refused",
     "lost",
@@ -56,24 +59,24 @@ class Estimate:
 
 
 class MeteringMachine(RuleBasedStateMachine):
-    """Three sinks on one till."""
+    """Four sinks on one till."""
 
     def __init__(self) -> None:
         super().__init__()
         self.till = Till()
         clock = self.till.clock
-        self.receivers: dict[str, StripeMeters | FakeOpenMeter | Hook] = {
+        self.receivers: dict[str, StripeMeters | FakeOpenMeter | ProjectTable | Hook] = {
             "stripe_meter": StripeMeters("key", now=clock.unix),
             "openmeter": FakeOpenMeter(None, clock.unix, remembers_s=24 * HOUR_S),
+            "supabase": ProjectTable("key", dict(zip(COLUMNS, ("text", "text", "bigint", "bigint"), strict=True))),
             "webhook": Hook(SECRET, clock.unix),
         }
-        self.wire = Wire({"stripe-meter": self.receivers["stripe_meter"], "openmeter": self.receivers["openmeter"],
-                          "webhook": self.receivers["webhook"]})  # fmt: skip
+        self.wire = Wire({name.replace("_", "-"): receiver for name, receiver in self.receivers.items()})
         self.meters: dict[str, Meter] = {}
         self.first: dict[str, int] = {}
         self.replayed: set[str] = set()
         self.estimates: dict[str, Estimate] = {}
-        self.by_minute, self.value = False, "tokens"
+        self.by_minute, self.value, self.event_name = False, "tokens", "tokens"
 
     # --- the process ---
 
@@ -84,8 +87,12 @@ class MeteringMachine(RuleBasedStateMachine):
     def _sink(self, name: str) -> Sink:
         now = self.till.clock.now
         if name == "stripe_meter":
-            return StripeMeter(self.wire, "http://stripe-meter", "key", now, event_name="tokens", value=self.value,
-                               payers=PAYERS, by_minute=self.by_minute)  # fmt: skip
+            return StripeMeter(self.wire, "http://stripe-meter", "key", now, event_name=self.event_name,
+                               value=self.value, payers=PAYERS, by_minute=self.by_minute)  # fmt: skip
+        if name == "supabase":
+            return Supabase(
+                self.wire, "http://supabase", "key", table="usage", columns={each: each for each in COLUMNS}
+            )
         if name == "openmeter":
             return OpenMeter(self.wire, "http://openmeter", None, source="here", type="llm", subject="user_id")
         return Webhook(self.wire, "http://webhook/usage", SECRET, now)
@@ -120,6 +127,16 @@ class MeteringMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([1.0, 61.0, 400.0, HOUR_S, 5 * HOUR_S, 25 * HOUR_S]))
     def wait(self, seconds: float) -> None:
         self.till.clock.seconds += seconds
+
+    @rule(seconds=st.sampled_from([1.0, 61.0, 200.0, HOUR_S, 30 * HOUR_S]))
+    def turn_the_clock_back(self, seconds: float) -> None:
+        self.till.clock.seconds -= seconds
+
+    @rule(event_name=st.sampled_from(["tokens", "misspelt"]), by_minute=st.booleans())
+    def change_settings(self, event_name: str, by_minute: bool) -> None:
+        """And restart, as a change of a setting needs."""
+        self.event_name, self.by_minute = event_name, by_minute
+        self._restart()
 
     # --- what is settled ---
 
@@ -168,15 +185,15 @@ class MeteringMachine(RuleBasedStateMachine):
         if name in self.first:
             for letter in self.dead(name):
                 if "nobody knows" not in letter["reason"]:
-                    meters.retry(self.till.books.db, name, letter["id"])
+                    outbox.retry(self.till.books.db, name, letter["id"])
 
     @rule(name=SINK, ago_s=st.sampled_from([10.0, HOUR_S, 20 * HOUR_S, 30 * HOUR_S]))
     def replay(self, name: str, ago_s: float) -> None:
         db, now = self.till.books.db, self.till.clock.now()
-        since = meters.later(now, -ago_s)
+        since = outbox.later(now, -ago_s)
         try:
-            after = meters.last_before(db, since)
-            meters.replay(db, name, since, after, now, force=False)
+            after = outbox.last_before(db, since)
+            outbox.replay(db, name, since, after, now, force=False)
             self.first[name] = min(self.first[name], after)
             self.replayed.add(name)
         except MeterError:
@@ -185,7 +202,7 @@ class MeteringMachine(RuleBasedStateMachine):
     # --- what must be so ---
 
     def dead(self, name: str) -> list[dict[str, Any]]:
-        return meters.dead_letters(self.till.books.db, name, 100_000)
+        return outbox.dead_letters(self.till.books.db, name, 100_000)
 
     @invariant()
     def nothing_is_taken_twice(self) -> None:
@@ -196,10 +213,11 @@ class MeteringMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         for faults in self.wire.faults.values():
             faults.clear()
+        self.event_name = "tokens"
         self._restart()
         for name in NAMES:
             self._settle_down(name)
-        for name in ("openmeter", "webhook"):
+        for name in ("openmeter", "supabase", "webhook"):
             self._check_rows(name)
         self._check_stripe()
         self.till.close()

@@ -20,6 +20,8 @@ from tests.asking import Reply, ask, directed, opened
 from tests.test_serve import refusal
 from tests.world import Customer, World
 
+HOUSE = '[models."house/{}"]\nprovider = "openai"\ninput = 1\noutput = 1\ncontext = 8192\nmax_output = 4096\n'
+STRICT = "temperature = false\n"
 QUESTION = [{"role": "user", "content": "Hello"}]
 
 
@@ -27,7 +29,9 @@ QUESTION = [{"role": "user", "content": "Hello"}]
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """A gateway that names a model for apps, has an alias for one that is gone, and prices one that will be."""
     folder = tmp_path_factory.mktemp("mobile")
-    (folder / "prices.toml").write_text('[aliases]\n"gpt-3.5-turbo" = "gpt-5.4-mini"\n')
+    (folder / "prices.toml").write_text(
+        '[aliases]\n"gpt-3.5-turbo" = "gpt-5.4-mini"\n' + HOUSE.format("house") + HOUSE.format("strict") + STRICT
+    )
     world = World.create(folder, CHAT_DEFAULT_MODEL="gpt-4o-mini", PRICES_FILE=str(folder / "prices.toml"))
     yield world
     world.close()
@@ -99,8 +103,17 @@ def test_max_tokens_goes_in_the_field_that_the_model_takes(world: World, alice: 
     assert "max_tokens" not in body
 
 
-@pytest.mark.parametrize(("model", "stays"), [("gpt-4o-mini", True), ("gpt-5.4-mini", False), ("gpt-5.5", False)])
-def test_a_temperature_is_kept_from_models_that_reason(
+@pytest.mark.parametrize(
+    ("model", "stays"),
+    [
+        ("gpt-4o-mini", True),
+        ("gpt-5.4-mini", False),
+        ("gpt-5.5", False),
+        ("house/house", True),
+        ("house/strict", False),
+    ],
+)
+def test_a_temperature_is_kept_from_models_that_refuse_it_and_from_no_other(
     world: World, alice: Customer, model: str, *, stays: bool
 ) -> None:
     for temperature in (0, 0.7, 2):
@@ -151,6 +164,26 @@ def test_a_model_that_is_not_sold_is_not_found(world: World, alice: Customer) ->
     assert "/v1/messages" in refused(world, alice, 404, model="claude-haiku-4-5")
 
 
+@pytest.mark.parametrize(
+    ("name", "day"),
+    [
+        ("gpt-4-32k", "2025-06-06"),
+        ("gpt-3.5-turbo-0301", "2024-09-13"),
+        ("o1-mini", "2025-10-27"),
+        ("o1", "2026-10-23"),
+    ],
+)
+def test_a_model_that_was_gone_before_this_version_is_refused_by_its_day(
+    world: World, alice: Customer, name: str, day: str
+) -> None:
+    assert f"the model `{name}` was retired on {day}; `GET /v1/models`" in refused(world, alice, 400, model=name)
+    reply = ask(world, "POST", "/v1/chat/completions", key=alice.key, body={"messages": QUESTION, "model": name})
+    assert (reply.status, f": it was retired on {day}" in reply.json()["error"]["message"]) == (404, True)
+    alias = f'[aliases]\n"{name}" = "gpt-5.4-mini"\n'
+    asked: Body = {"messages": QUESTION, "model": name}
+    assert mobile_chat_of(upstreams_of(alias), None, lambda: "2026-11-21").parse(asked, own_key=False).model == name
+
+
 def test_a_model_that_is_gone_and_has_no_alias_is_refused_from_that_day_on() -> None:
     entries = json.loads((files("goosestack") / "prices.json").read_text())["models"]
     name, day = next(
@@ -167,6 +200,28 @@ def test_a_model_that_is_gone_and_has_no_alias_is_refused_from_that_day_on() -> 
     assert mobile_chat_of(upstreams_of(alias), None, lambda: str(day)).parse(dict(asked), own_key=False).model == name
     with pytest.raises(Refusal, match=f"it was retired on {day}"):
         mobile_chat_of(upstreams_of(""), name, lambda: str(day))
+
+
+@pytest.mark.parametrize(
+    ("provider", "name", "takes"),
+    [
+        ("openai", "gpt-4o-mini", True),
+        ("openai", "gpt-5.5", False),
+        ("openrouter", "openai/gpt-5.5", False),
+        ("openrouter", "openai/gpt-4o-mini", True),
+        ("anthropic", "claude-haiku-4-5", True),
+        ("openrouter", "anthropic/claude-haiku-4.5", True),
+        ("litellm", "claude-haiku-4-5", True),
+        ("litellm", "gpt-5.4", False),
+    ],
+)
+def test_the_book_knows_which_models_refuse_a_temperature_wherever_they_are_sold(
+    provider: str, name: str, takes: bool
+) -> None:
+    moved = f'[models."{name}"]\nprovider = "litellm"\n' if provider == "litellm" else ""
+    model = pricing.load((files("goosestack") / "prices.json").read_text(), moved).find(provider, name)
+    assert model is not None and model.temperature == takes
+    assert model.reasoning == ("4o" not in name)
 
 
 def upstreams_of(prices: str) -> Upstreams:

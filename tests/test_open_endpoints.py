@@ -194,6 +194,15 @@ def test_only_the_pages_that_are_listed_may_read_answers(folder: Path) -> None:
             assert reply.headers["access-control-allow-origin"] is None
             refused = preflight(world, "/v1/usage", "GET", origin)
             assert (refused.status, refused.headers["access-control-allow-origin"]) == (400, None)
+            error = refused.json()["error"]
+            assert refused.headers["content-type"] == "application/json"
+            assert (error["type"], error["request_id"]) == ("validation_error", refused.headers["x-request-id"])
+            assert error["message"] == "A page may not ask so from a browser: not allowed is its origin."
+        assert (
+            preflight(world, "/v1/usage", "PATCH", "https://page.example")
+            .json()["error"]["message"]
+            .endswith("method.")
+        )
     finally:
         world.close()
 

@@ -20,7 +20,7 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from goosestack import allowance, ledger, meters, plans
+from goosestack import allowance, ledger, outbox, plans
 from goosestack.accounts import Principal
 from goosestack.ledger import COUNTS, Charge, NewHold
 from goosestack.meters import Meter
@@ -321,7 +321,7 @@ class PlansMachine(RuleBasedStateMachine):
     @rule(user=USER, plan=PLAN, days=st.none() | st.sampled_from([-1, 0.5, 1, 5, 40]))
     def assign(self, user: str, plan: str, days: float | None) -> None:
         now = self.clock.now()
-        until = None if days is None else meters.later(now, days * DAY_S)
+        until = None if days is None else outbox.later(now, days * DAY_S)
         plans.assign(self.db, user, plan, until, now)
         self.model.assigned[user].append((now, plan, until))
 
@@ -339,12 +339,12 @@ class PlansMachine(RuleBasedStateMachine):
         now, paid = self.clock.now(), self.model.paid[user]
         last = max((to for (of, _), (to, until) in paid.items() if of == subscription and until > now), default=None)
         if last is None or not on:
-            to = meters.later(now, days * DAY_S)[:-5] + ".000Z"
+            to = outbox.later(now, days * DAY_S)[:-5] + ".000Z"
         elif days == 1:  # for the rest of the month that runs
             to = last
         else:
             to = next_month(last)
-        paid[subscription, price] = to, meters.later(to, grace * DAY_S)[:-5] + ".000Z"
+        paid[subscription, price] = to, outbox.later(to, grace * DAY_S)[:-5] + ".000Z"
         self._fold(user, subscription)
 
     @rule(user=USER, subscription=st.sampled_from(["sub_1", "sub_2"]))

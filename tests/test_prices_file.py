@@ -109,12 +109,14 @@ def test_a_model_that_nobody_else_knows_can_be_sold() -> None:
         context = 32768
         max_output = 4096
         reasoning = false
+        temperature = false
         web_search = 0.005
         aliases = ["llama"]
     """)
     model = made.find("litellm", "llama")
     assert model is not None and model is made.find("litellm", "house/llama")
-    assert (model.id, model.name, model.kind, model.reasoning) == ("house/llama", "House Llama", "chat", False)
+    assert (model.id, model.name, model.kind) == ("house/llama", "House Llama", "chat")
+    assert (model.reasoning, model.temperature) == (False, False)
     assert (model.context, model.max_input, model.max_output) == (32768, 32768, 4096)
     assert model.web_search == 5_000_000
     assert quote(model, Demand(10, 10, web_searches=1), Terms(), TODAY) == 5_000_000 + 20_010 * 100 + 10 * 200
@@ -252,6 +254,7 @@ MISTAKES = {
     "names as one text": (f'{GPT}input = 1\noutput = 1\naliases = "x"', "aliases must be a list"),
     "names that are numbers": (f"{GPT}input = 1\noutput = 1\naliases = [1]", "aliases must be a list of names"),
     "a name that is taken": (f'{GPT}input = 1\noutput = 1\naliases = ["gpt-4o-mini"]', "names both"),
+    "temperature as a number": (f"{GPT}temperature = 1", "temperature must be true or false"),
     "reasoning as words": (f'{GPT}input = 1\noutput = 1\nreasoning = "yes"', "reasoning must be true or false"),
 }
 

@@ -9,17 +9,17 @@ from urllib.parse import parse_qsl
 
 import pytest
 
-from goosestack import config, meters
+from goosestack import config, outbox
 from goosestack.demo.openmeter import OpenMeter as FakeOpenMeter, Reply
-from goosestack.demo.postgrest import Failure, Table
-from goosestack.meters import SINKS, Meter, MeterError
+from goosestack.meters import Meter
+from goosestack.outbox import SINKS, MeterError
 from goosestack.sinks import FIELDS, Sink
 from goosestack.sinks.openmeter import SUBJECTS, OpenMeter
 from goosestack.sinks.stripe_meter import PAYERS, StripeMeter
 from goosestack.sinks.supabase import SOURCES, Supabase
 from goosestack.sinks.webhook import Webhook
 from tests.metering import HOUR_S, Till, Wire
-from tests.receivers import Hook, StripeMeters
+from tests.receivers import Hook, ProjectTable, StripeMeters
 
 KEY = "sk_test_operators_canary_0001"
 SECRET = "whsec_" + "c2VjcmV0" * 4
@@ -81,22 +81,44 @@ def test_openmeter_gets_cloud_events_whose_amounts_are_texts() -> None:
 
 def test_openmeter_knows_users_by_the_name_that_is_chosen() -> None:
     by_customer = ToOpenMeter("stripe_customer_id")
-    for user in ("alice", "carol", "bob"):
+    for user in ("alice", "bob"):
         by_customer.till.settle(user)
     by_customer.till.report(by_customer.meter)
     assert [event["subject"] for event in by_customer.receiver.events()] == ["cus_alice", "cus_bob"]
-    (letter,) = by_customer.till.dead("openmeter")
-    assert letter["reason"] == "its user has no stripe_customer_id"
-    by_customer.till.books.db.execute("UPDATE users SET stripe_customer_id = 'cus_carol' WHERE id = 'carol'")
-    meters.retry(by_customer.till.books.db, "openmeter", None)
-    by_customer.till.report(by_customer.meter)
-    assert by_customer.receiver.events()[-1]["subject"] == "cus_carol", "once there is such a name, it is known by it"
-
     by_project = ToOpenMeter("supabase_id")
     link(by_project.till)
     by_project.till.settle()
     by_project.till.report(by_project.meter)
     assert by_project.receiver.events()[0]["subject"] == ALICE
+
+
+def test_a_user_without_the_chosen_name_is_counted_and_not_reported_then_or_later() -> None:
+    world = ToOpenMeter("stripe_customer_id")
+    early = world.till.settle("carol", estimated=True)
+    others = [world.till.settle("alice"), world.till.settle("bob")]
+    world.till.report(world.meter)
+    status = world.till.status("openmeter")
+    assert (status["skipped"], status["dead_letters"], status["lag"], status["ok"]) == (1, 0, 0, True)
+    assert world.till.alerts.told == []
+    world.till.books.db.execute("UPDATE users SET stripe_customer_id = 'cus_carol' WHERE id = 'carol'")
+    late = world.till.settle("carol", estimated=True)
+    for id in (early, late):
+        world.till.correct(id, read=1, written=0, nanos=1)
+    world.till.report(world.meter)
+    assert [event["id"] for event in world.receiver.events()] == [*others, late, f"{late}.c"]
+    assert (world.till.status("openmeter")["skipped"], world.till.status("openmeter")["carried"]) == (2, {})
+
+
+def test_a_name_that_is_taken_away_before_an_event_is_sent_makes_a_dead_letter_of_it() -> None:
+    world = ToOpenMeter("stripe_customer_id")
+    world.wire.faults["openmeter"] = ["refused"]
+    id = world.till.settle()
+    world.till.report(world.meter)
+    world.till.books.db.execute("UPDATE users SET stripe_customer_id = NULL WHERE id = 'alice'")
+    world.till.clock.seconds += 2
+    world.till.report(world.meter)
+    (letter,) = world.till.dead("openmeter")
+    assert (letter["id"], letter["reason"]) == (id, "its user has no stripe_customer_id")
 
 
 def link(till: Till) -> None:
@@ -369,13 +391,60 @@ def test_what_stripe_may_have_is_not_sent_again_after_a_day() -> None:
     assert "nobody knows whether it has arrived" in world.till.dead("stripe_meter")[0]["reason"]
 
 
-def test_a_row_from_a_clock_that_ran_ahead_is_told_as_of_now() -> None:
-    world = ToStripe()
-    world.till.clock.seconds += HOUR_S
+@pytest.mark.parametrize("by_minute", [False, True])
+def test_a_row_from_a_clock_that_ran_ahead_is_told_as_of_now_and_holds_up_nothing(by_minute: bool) -> None:
+    world = ToStripe(by_minute=by_minute)
+    world.till.clock.seconds += 24 * HOUR_S
     world.till.settle()
-    world.till.clock.seconds -= HOUR_S
+    world.till.clock.seconds -= 24 * HOUR_S
+    world.till.settle("bob")
+    at = int(world.till.clock.seconds)
+    world.till.clock.seconds += 61 if by_minute else 0
+    world.report()
+    assert sorted(world.values()) == [15, 15]
+    assert {event["timestamp"] for event in world.receiver.events()} <= {at, int(world.till.clock.seconds)}
+    assert world.till.status("stripe_meter")["ok"]
+
+
+def test_a_clock_that_goes_back_before_an_event_is_sent_makes_no_dead_letter_of_it() -> None:
+    world = ToStripe()
+    world.wire.faults["stripe"] = ["refused"]
+    world.till.settle()
+    world.report()
+    world.till.clock.seconds -= 24 * HOUR_S
     world.report()
     assert world.receiver.events()[0]["timestamp"] == int(world.till.clock.seconds)
+    assert world.till.dead("stripe_meter") == []
+
+
+def test_a_misspelt_meter_holds_up_its_events_until_the_setting_is_right() -> None:
+    world = ToStripe()
+    ids = [world.till.settle()]
+    world.report()
+    world.begin(event_name="misspelt")
+    ids += [world.till.settle() for _ in range(3)]
+    world.report()
+    assert "No active meter" in world.till.status("stripe_meter")["error"]
+    assert world.till.dead("stripe_meter") == []
+    world.begin(event_name="tokens")
+    assert [event["id"] for event in world.receiver.events()] == ids
+    assert world.till.status("stripe_meter")["ok"]
+
+
+def test_what_counts_tokens_never_goes_to_the_meter_of_costs() -> None:
+    """Both settings are changed while events wait: those go under their own meter's name, or to the dead letters."""
+    world = ToStripe()
+    world.wire.faults["stripe"] = ["refused"]
+    first = world.till.settle(read=100, written=0, nanos=5_000)
+    world.report()
+    world.begin(value="cost", event_name="misspelt")
+    second = world.till.settle(nanos=7_000)
+    world.report()
+    assert [(event["id"], event["value"]) for event in world.receiver.events()] == [(first, 100)]
+    assert world.till.status("stripe_meter")["next"] == second
+    world.begin(value="tokens", event_name="tokens")
+    assert [letter["id"] for letter in world.till.dead("stripe_meter")] == [second]
+    assert world.values() == [100]
 
 
 def test_a_meter_that_does_not_exist_is_the_operators_to_make() -> None:
@@ -413,7 +482,7 @@ def test_one_event_that_stripe_refuses_is_refused_alone() -> None:
     assert [event["id"] for event in world.receiver.events()] == [ids[0], ids[2]]
     assert [letter["id"] for letter in world.till.dead("stripe_meter")] == [ids[1]]
     world.receiver.poison.subjects.clear()
-    meters.retry(world.till.books.db, "stripe_meter", ids[1])
+    outbox.retry(world.till.books.db, "stripe_meter", ids[1])
     world.report()
     assert sum(world.values()) == 45
 
@@ -424,7 +493,7 @@ def test_stripe_is_never_replayed() -> None:
     world.report()
     for force in (False, True):
         with pytest.raises(MeterError, match="cannot be replayed: it would bill again"):
-            meters.replay(world.till.books.db, "stripe_meter", "2026-01-01", 0, world.till.clock.now(), force=force)
+            outbox.replay(world.till.books.db, "stripe_meter", "2026-01-01", 0, world.till.clock.now(), force=force)
 
 
 def test_another_value_begins_with_a_carry_of_its_own() -> None:
@@ -443,33 +512,7 @@ def test_another_value_begins_with_a_carry_of_its_own() -> None:
 # --- Supabase -------------------------------------------------------------------------------------------------
 
 
-class Project:
-    """A project's REST interface, with one table."""
-
-    path = "/rest/v1/usage"
-
-    def __init__(self, key: str, **table: Any) -> None:
-        columns = {"request_id": "text", "user_id": "uuid", "tokens": "bigint", "nanos": "bigint", "at": "timestamptz"}
-        self.key = key
-        self.table = Table("usage", columns, **{"unique": [["request_id"]], **table})
-        self.headers: Mapping[str, str] = {}
-
-    def take(self, headers: Mapping[str, str], body: bytes) -> Reply:
-        self.headers = headers
-        query = {"on_conflict": "request_id"}
-        try:
-            answer = self.table.insert(body, query, headers["prefer"], headers["apikey"] == self.key)
-        except Failure as failure:
-            return Reply(failure.status, json.dumps(failure.body).encode(), {"content-type": "application/json"})
-        return Reply(answer.status)
-
-    def totals(self) -> dict[str, Any]:
-        return {"tokens": sum(row["tokens"] for row in self.table.rows)}
-
-    def events(self) -> list[dict[str, Any]]:
-        return self.table.rows
-
-
+TYPES = {"request_id": "text", "user_id": "uuid", "tokens": "bigint", "nanos": "bigint", "at": "timestamptz"}
 COLUMNS = {
     "request_id": "id",
     "user_id": "supabase_id",
@@ -481,7 +524,7 @@ COLUMNS = {
 
 class ToSupabase:
     def __init__(self, key: str = "sb_secret_canary", columns: Mapping[str, str] = COLUMNS, **table: Any) -> None:
-        self.till, self.project = Till(), Project(key, **table)
+        self.till, self.project = Till(), ProjectTable(key, TYPES, **table)
         link(self.till)
         self.wire = Wire({"project": self.project})
         self.begin(key, columns)

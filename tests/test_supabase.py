@@ -5,9 +5,11 @@ project is down, users sign out. The project is a process; time is given.
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -22,7 +24,7 @@ from goosestack.errors import SignInUnavailable, TokenExpired
 from goosestack.http import Broken, Client, Lost, NotSent
 from goosestack.store import Tx
 from goosestack.store.sqlite import SqliteStore
-from goosestack.supabase import FIRST_S, LEEWAY_S, MOST_KNOWN, REFETCH_S, Check, KeySet, Secret, Supabase
+from goosestack.supabase import ANSWER_S, FIRST_S, LEEWAY_S, MOST_KNOWN, REFETCH_S, Check, KeySet, Secret, Supabase
 from tests.project import ANON_KEY, SECRET, Project
 
 ALICE = "a11ce000-0000-4000-8000-000000000001"
@@ -51,6 +53,7 @@ class Gate:
         self.project, self.clock = project, Clock()
         self.store, self.client = SqliteStore(folder / "goosestack.db"), Client()
         self.keys = KeySet(self.client, project.issuer, self.clock)
+        self.alerts: list[tuple[str, dict[str, object]]] = []
 
     def opened(
         self, *, keys: Secret | None = None, anonymous: bool = False, check_s: float | None = None, issuer: str = ""
@@ -64,6 +67,7 @@ class Gate:
             anonymous=anonymous,
             check=None if check_s is None else Check(ANON_KEY, check_s),
             now=lambda: "2026-11-21T12:00:00.000Z",
+            alert=lambda kind, **facts: self.alerts.append((kind, facts)),
             clock=self.clock,
         )
 
@@ -260,12 +264,66 @@ async def test_while_the_project_is_down_its_last_good_keys_are_kept(gate: Gate)
         gate.clock.now += REFETCH_S
         assert await opened.identify(gate.project.token(headers={"kid": "new"})) is None
         with pytest.raises((Broken, Lost)):
-            await opened.fetch_keys()
+            await gate.keys.fetch()
         assert await opened.identify(gate.project.token()) is not None
         gate.project.tell("DELETE", "faults")
     gate.project.close()
     with pytest.raises(NotSent):
-        await opened.fetch_keys()
+        await gate.keys.fetch()
+    await opened.fetch_keys()
+    assert [kind for kind, _ in gate.alerts] == ["sign_in"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"keys": []}, {"keys": [{"kid": "a", "kty": "oct", "k": "c2VjcmV0"}]}, "deep"],
+    ids=["none", "useless", "deep"],
+)
+async def test_an_answer_without_a_key_that_can_be_used_takes_no_key_away(gate: Gate, body: object) -> None:
+    opened = gate.opened()
+    token = gate.project.token()
+    assert await opened.identify(token) is not None
+    text = '{"keys": [{"kid": ' + "[" * 20_000 + "]" * 20_000 + "}]}" if body == "deep" else json.dumps(body)
+    gate.project.tell("POST", "faults", path=JWKS, status=200, body=text, times=0)
+    await opened.fetch_keys()
+    ((kind, told),) = gate.alerts
+    assert kind == "sign_in" and str(told["what"]).startswith("the keys cannot be fetched: the")
+    gate.clock.now += REFETCH_S
+    assert await opened.identify(gate.project.token(headers={"kid": "new"})) is None
+    assert await opened.identify(token) is not None
+    assert await opened.identify(gate.project.token()) is not None
+
+
+async def test_of_two_answers_that_overtake_each_other_the_later_question_counts(gate: Gate) -> None:
+    opened = gate.opened()
+    assert await opened.identify(gate.project.token()) is not None
+    gate.clock.now += REFETCH_S
+    gate.project.tell("POST", "faults", path=JWKS, status=None, done=True, stall_s=0.5)
+    late = asyncio.create_task(opened.fetch_keys())
+    while len(gate.project.asked(JWKS)) < 2:
+        await asyncio.sleep(0.01)
+    gate.project.rotate()
+    token = gate.project.token()
+    assert await opened.identify(token) is not None
+    await late
+    assert await opened.identify(token) is not None
+    assert await opened.identify(gate.project.token()) is not None
+
+
+async def test_while_the_keys_are_late_an_unknown_one_waits_a_second_and_its_answer_counts(gate: Gate) -> None:
+    opened = gate.opened()
+    assert await opened.identify(gate.project.token()) is not None
+    gate.clock.now += REFETCH_S
+    gate.project.rotate()
+    token = gate.project.token()
+    gate.project.tell("POST", "faults", path=JWKS, status=None, stall_s=2.0)
+    start = time.monotonic()
+    assert set(await asyncio.gather(*(opened.identify(token) for _ in range(5)))) == {None}
+    assert time.monotonic() - start < 1.9
+    for _ in range(100):
+        if await opened.identify(token) is not None:
+            return
+    pytest.fail("the keys never came")
 
 
 async def test_before_the_first_keys_are_had_nobody_is_refused_for_good(gate: Gate) -> None:
@@ -363,7 +421,69 @@ async def test_a_token_that_was_confirmed_is_believed_while_the_project_cannot_b
     with pytest.raises(SignInUnavailable):
         await opened.identify(other)
     gate.project.tell("DELETE", "faults")
+    gate.clock.now += FIRST_S
     assert await opened.identify(other) is not None
+
+
+async def test_while_the_project_stalls_nobody_waits_for_another_and_the_next_is_answered_at_once(gate: Gate) -> None:
+    opened = gate.opened(check_s=60)
+    token = gate.project.token()
+    gate.project.tell("POST", "faults", path=USER, stall_s=30, times=0)
+    start = time.monotonic()
+    told = await asyncio.gather(*(opened.identify(token) for _ in range(5)), return_exceptions=True)
+    assert [type(each) for each in told] == [SignInUnavailable] * 5
+    assert ANSWER_S - 1 < time.monotonic() - start < 2 * ANSWER_S
+    start = time.monotonic()
+    with pytest.raises(SignInUnavailable):
+        await opened.identify(token)
+    assert time.monotonic() - start < 1
+    assert len(gate.project.asked(USER)) == 1
+    assert [kind for kind, _ in gate.alerts] == ["sign_in"]
+
+
+async def test_a_confirmed_token_waits_for_a_stalling_project_a_second_at_most(gate: Gate) -> None:
+    opened = gate.opened(check_s=60)
+    token = gate.project.token(sub=ALICE)
+    assert await opened.identify(token) is not None
+    gate.clock.now += 60
+    gate.project.tell("POST", "sign-out", sub=ALICE)
+    gate.project.tell("POST", "faults", path=USER, status=None, stall_s=2)
+    start = time.monotonic()
+    assert None not in await asyncio.gather(*(opened.identify(token) for _ in range(5)))
+    assert time.monotonic() - start < 1.9
+    for _ in range(100):
+        if await opened.identify(token) is None:
+            return
+    pytest.fail("the answer never counted")
+
+
+@pytest.mark.parametrize("confirmed", [False, True])
+async def test_a_key_of_ours_that_is_wrong_ends_no_token_and_is_told(gate: Gate, confirmed: bool) -> None:
+    opened = gate.opened(check_s=60)
+    token = gate.project.token()
+    if confirmed:
+        assert await opened.identify(token) is not None
+        gate.clock.now += 60
+    gate.project.tell("POST", "faults", path=USER, status=401, body='{"message": "Invalid API key"}', times=0)
+    for _ in range(3):
+        if confirmed:
+            assert await opened.identify(token) is not None
+        else:
+            with pytest.raises(SignInUnavailable):
+                await opened.identify(token)
+    ((kind, facts),) = gate.alerts
+    assert kind == "sign_in"
+    assert "status 401" in str(facts["what"]) and "SUPABASE_ANON_KEY" in str(facts["what"])
+    assert token not in str(facts) and ANON_KEY not in str(facts)
+
+
+@pytest.mark.parametrize("code", ["bad_jwt", "session_not_found", "session_expired", "user_not_found", "user_banned"])
+async def test_what_the_sign_in_service_says_of_a_token_is_believed(gate: Gate, code: str) -> None:
+    opened = gate.opened(check_s=60)
+    body = json.dumps({"code": 403, "error_code": code, "msg": "no"})
+    gate.project.tell("POST", "faults", path=USER, status=403, body=body)
+    assert await opened.identify(gate.project.token()) is None
+    assert gate.alerts == []
 
 
 # --- what it costs --------------------------------------------------------------------------------------------

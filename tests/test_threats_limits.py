@@ -264,7 +264,45 @@ def test_where_every_origin_may_ask_none_is_answered_with_credentials(world: Wor
 
 
 @pytest.mark.parametrize(
-    "value", ["*,https://a.example", "example.com", "https://a.example/b", "ftp://a.example", "https://"]
+    ("value", "sent"),
+    [
+        ("https://App.Example.com", "https://app.example.com"),
+        ("HTTPS://app.example.com:443", "https://app.example.com"),
+        ("http://localhost:80,http://localhost:8080", "http://localhost,http://localhost:8080"),
+        ("https://app.example.com:80", "https://app.example.com:80"),
+        ("http://[::1]:5173", "http://[::1]:5173"),
+        ("capacitor://localhost, ionic://localhost", "capacitor://localhost,ionic://localhost"),
+        ("chrome-extension://abcdefghijklmnop", "chrome-extension://abcdefghijklmnop"),
+    ],
+)
+def test_an_origin_is_kept_as_browsers_send_it(value: str, sent: str) -> None:
+    assert config.load({"CORS_ALLOWED_ORIGINS": value}).shown()["CORS_ALLOWED_ORIGINS"] == sent
+
+
+def test_an_address_is_kept_as_others_write_it_since_tokens_name_it() -> None:
+    found = config.load({"SUPABASE_URL": "HTTPS://Ref.Supabase.co:443/"})
+    assert found.supabase_url == "https://ref.supabase.co"
+    assert (
+        config.load({"PUBLIC_URL": "https://Api.example.com:8443/Path"}).public_url
+        == "https://api.example.com:8443/Path"
+    )
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "*,https://a.example",
+        "example.com",
+        "https://a.example/b",
+        "https://a.example/",
+        "https://a.example?x",
+        "https://a.example?",
+        "https://a.example#f",
+        "ftp://a.example",
+        "htps://a.example",
+        "capacitor://",
+        "https://",
+    ],
 )
 def test_an_origin_that_is_none_is_no_setting(value: str) -> None:
     with pytest.raises(Refusal, match="CORS_ALLOWED_ORIGINS"):

@@ -21,12 +21,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PRODUCT = ROOT / "goosestack"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("", "errors"),
+    ("", "errors", "postgrest", "standard_webhooks"),
     ("config", "wire", "store", "http", "logs", "metrics", "stream", "stripe_facts"),
     ("ledger", "notices", "plans", "pricing", "tokenizer", "demo", "facts", "till"),
     ("accounts", "allowance", "limits", "sinks", "upstream"),
-    ("auth", "meters", "payers", "payments", "plan_table", "usage"),
-    ("autotopup", "bidding", "drain", "subscriptions", "supabase"),
+    ("auth", "outbox", "payers", "payments", "plan_table", "usage"),
+    ("autotopup", "bidding", "drain", "meters", "subscriptions", "supabase"),
     ("costing", "inbox"),
     ("relay",),
     ("gateway", "cashier"),

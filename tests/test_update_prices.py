@@ -92,7 +92,7 @@ def built(
 ) -> tuple[Book, list[str]]:
     """The book as a reader of the JSON sees it, by provider and id, and the lines for stderr."""
     models, notes = script.build(genai(openai, anthropic, openrouter), json.dumps(litellm or {}), day)
-    book = json.loads(script.render(models, day, {}))
+    book = json.loads(script.render(models, {}, day, {}))
     return {(model["provider"], model["id"]): model for model in book["models"]}, notes.lines()
 
 
@@ -184,6 +184,7 @@ def test_a_model_is_one_line_with_all_that_both_sources_know() -> None:
         "max_input": 900,
         "max_output": 100,
         "reasoning": True,
+        "temperature": False,
         "retires": "2027-01-14",
         "web_search": None,
         "rates": [
@@ -482,6 +483,23 @@ def test_openrouter_output_is_bounded_by_litellm_or_by_the_context() -> None:
     ]
 
 
+def test_openrouter_sells_what_its_author_says_it_is() -> None:
+    book, _ = built(
+        openai=info("gpt-1.5", TWO_TEN, context_window="1000"),
+        openrouter=info("openai/gpt-1.5", TWO_TEN, context_window="1000")
+        + info("a/gpt-1.5", TWO_TEN, context_window="9"),
+        litellm={"gpt-1.5": entry(supports_reasoning=True)},
+    )
+    told = {
+        f"{model['provider']}:{model['id']}": (model["reasoning"], "temperature" in model) for model in book.values()
+    }
+    assert told == {
+        "openai:gpt-1.5": (True, True),
+        "openrouter:a/gpt-1.5": (False, False),
+        "openrouter:openai/gpt-1.5": (True, True),
+    }
+
+
 def test_a_storage_fee_comes_on_top_of_the_input_price() -> None:
     prices = usd(input="2 200000:4", output="12", cache_write="0.375")
     book, _ = built(openrouter=info("google/x", prices, context_window="1000"))
@@ -489,6 +507,22 @@ def test_a_storage_fee_comes_on_top_of_the_input_price() -> None:
         "None standard 0: input 2000000, output 12000000, cache_write 2375000",
         "None standard 200000: input 4000000, output 12000000, cache_write 4375000",
     ]
+
+
+def test_names_that_nobody_answers_for_any_more_are_told_with_their_day_unless_they_are_sold() -> None:
+    source = json.dumps(
+        {
+            "gpt-x": entry(deprecation_date="2026-11-20"),
+            "gpt-y": entry(deprecation_date="2026-11-21"),
+            "gpt-z": entry(),
+            "ft:gpt-x": entry(deprecation_date="2026-01-01"),
+            "a/gpt-x": entry("openrouter", deprecation_date="2026-01-01"),
+        }
+    )
+    gone = script.retired(source, [], TODAY)
+    assert gone == {"gpt-x": "2026-11-20", **{name: day.isoformat() for name, day in script.LONG_GONE.items()}}
+    models, _ = script.build(genai(openai=info("gpt-4-32k", TWO_TEN)), json.dumps({"gpt-4-32k": entry()}), TODAY)
+    assert "gpt-4-32k" not in script.retired(source, models, TODAY)
 
 
 # --- the file
@@ -499,11 +533,11 @@ def test_the_book_is_sorted_ascii_with_one_model_per_line() -> None:
     texts = []
     for openrouter in ("".join(models), "".join(reversed(models))):
         built_models, _ = script.build(genai(openrouter=openrouter), "{}", TODAY)
-        texts.append(script.render(built_models, TODAY, {"genai-prices": "1"}))
+        texts.append(script.render(built_models, {}, TODAY, {"genai-prices": "1"}))
     assert texts[0] == texts[1]
     assert texts[0].isascii()
     first, *lines, last = texts[0].splitlines()
-    assert first == '{"format":1,"generated":"2026-11-21","sources":{"genai-prices":"1"},"models":['
+    assert first == '{"format":1,"generated":"2026-11-21","sources":{"genai-prices":"1"},"retired":{},"models":['
     assert last == "]}"
     assert [json.loads(line.rstrip(","))["id"] for line in lines] == ["a/x", "b/x"]
 
@@ -515,7 +549,7 @@ def test_check_compares_with_the_book_of_its_day_and_writes_nothing(
     models, _ = script.build(*source, TODAY)
     versions = {"genai-prices": script.GENAI_VERSION, "litellm": script.LITELLM_VERSION}
     file = tmp_path / "prices.json"
-    file.write_text(script.render(models, TODAY, versions))
+    file.write_text(script.render(models, script.retired(source[1], models, TODAY), TODAY, versions))
     check = ["--check", "--output", str(file)]
     assert script.main(check, lambda _: source) == 0
 

@@ -21,10 +21,10 @@ What a test tells it, in JSON, each answered with JSON:
     PUT    /control/tables/TABLE  {"columns": {name: type}, "unique": [[name]], "required": [name],
                                   "references": {name: [value]}, "readable": bool, "rows": [row]}
     GET    /control/tables/TABLE  -> {"rows"}
-    POST   /control/faults        {"path", "status", "stall_s", "drop", "done", "times"}: what begins with `path` fails
-                                  (`times` times, default 1; 0: until cleared): after `stall_s` seconds, by a `status`
-                                  (default 500; null: it is only late) or a dropped connection; `done`: after the work
-                                  was done
+    POST   /control/faults        {"path", "status", "body", "stall_s", "drop", "done", "times"}: what begins with
+                                  `path` fails (`times` times, default 1; 0: until cleared): after `stall_s` seconds, by
+                                  a `status` (default 500; null: it is only late) with a `body` of JSON, as text, or by
+                                  a dropped connection; `done`: after the work was done
     DELETE /control/faults        all is well again
     GET    /control/requests      -> {"requests": [{"method", "path", "query", "headers", "body", "status"}]}
     DELETE /control/requests      forget them
@@ -95,6 +95,7 @@ class Fault:
 
     path: str
     status: int | None = 500
+    body: str = '{"code": null, "message": "a fault was ordered"}'
     stall_s: float = 0.0
     drop: bool = False
     done: bool = False
@@ -221,7 +222,7 @@ class Front:
                 request.transport.abort()
                 return web.Response()
             if fault.status is not None:
-                answer = web.json_response({"code": None, "message": "a fault was ordered"}, status=fault.status)
+                answer = web.json_response(text=fault.body, status=fault.status)
         answer = await handler(request) if answer is None else answer
         seen["status"] = answer.status
         return answer

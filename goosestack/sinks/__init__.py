@@ -3,7 +3,7 @@ often, or what became of it: that is `goosestack.meters`.
 
 What is reported is an `Event`. Its contents are fixed and written down before it is sent for the first time, so that
 no restart, and no change of a setting in between, makes another event of it. What may change until it has arrived is
-what is looked up when it is sent: under which name the receiver knows the user.
+what is looked up when it is sent: under which name the receiver knows the user, and, at Stripe, the meter.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ PATIENCE_S = 30.0
 
 MOST_ANSWER_BYTES = 64 * 1024
 MOST_REASON = 300
-ALL = "~"
-"""A horizon after every time there is."""
+AHEAD_S = 120.0
+"""How far clocks may be apart: a row that settled later than so much from now has its time from one that was wrong."""
 
 REFUSING = frozenset((400, 409, 413, 422))
 """What a receiver answers where it is the contents that it does not take. Every other failure may pass."""
@@ -148,9 +148,9 @@ class Sink(Protocol):
     issuer: str = ""
     """The sign-in service whose name for a user is looked up."""
 
-    def horizon(self, now: str) -> str:
-        """Rows that settled before this time may be reported."""
-        return ALL
+    def ripe(self, settled_at: str, now: str) -> bool:
+        """Whether a row that settled then may be reported now; if not, those behind it wait with it."""
+        return True
 
     def fix(self, tx: Tx, rows: Sequence[Usage], now: str) -> list[Event]:
         """The events that tell of these rows; written down in the same transaction."""
@@ -159,6 +159,12 @@ class Sink(Protocol):
     async def send(self, events: Sequence[Event]) -> None:
         """Report events, `per_request` at most; back once all are accepted. Raises Rejected or Unavailable."""
         ...
+
+
+def skip(tx: Tx, sink: str, rows: int) -> None:
+    """Count rows of users whom the receiver cannot know: they are never reported."""
+    if rows:
+        tx.execute("UPDATE meter_cursors SET skipped = skipped + ? WHERE sink = ?", (rows, sink))
 
 
 # --- asking a receiver ----------------------------------------------------------------------------------------

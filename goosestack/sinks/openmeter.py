@@ -4,6 +4,9 @@
 has seen. Deduplication is off in a self-hosted OpenMeter unless it is configured, and remembers for 24 hours by
 default. Amounts are strings, which keep their precision and which its meters parse. A correction is an event of its
 own with negative amounts, which a meter that sums takes into account (openmeter.io/docs/metering/events).
+
+Where users go by a name that not all have, those without one are not reported, and what they used until they have one
+never will be: `meter_carries` keeps each user's first row that counts, and nothing to carry.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ from typing import ClassVar
 import msgspec
 from yarl import URL
 
-from goosestack.sinks import Event, Fact, Poster, Rejected, Sink, tell
+from goosestack.sinks import Event, Fact, Poster, Rejected, Sink, Usage, skip, tell
+from goosestack.store import Tx
 
 PATH = "/api/v1/events"
 SUBJECTS = ("user_id", "stripe_customer_id", "supabase_id")
@@ -40,6 +44,40 @@ class OpenMeter(Sink):
         self._client, self._url, self._token = client, URL(base + PATH), token
         self._source, self._type, self._subject = source, type, subject
         self.issuer = issuer
+
+    def fix(self, tx: Tx, rows: Sequence[Usage], now: str) -> list[Event]:
+        """See `Sink.fix`."""
+        if self._subject == "user_id":
+            return super().fix(tx, rows, now)
+        since: dict[str, int | None] = {}
+        known = []
+        for row in rows:
+            if row.user_id not in since:
+                since[row.user_id] = self._since(tx, row)
+            first = since[row.user_id]
+            if first is not None and first <= (row.seq if row.corrects is None else row.corrects):
+                known.append(row)
+        skip(tx, self.name, len(rows) - len(known))
+        return super().fix(tx, known, now)
+
+    def _since(self, tx: Tx, row: Usage) -> int | None:
+        """The first row that is reported of this row's user, whose name is known by now; None where it is not."""
+        customer_id, subject = tx.execute(
+            "SELECT u.stripe_customer_id, (SELECT min(i.subject) FROM identities i WHERE i.user_id = u.id AND"
+            " i.issuer = ?) FROM users u WHERE u.id = ?",
+            (self.issuer, row.user_id),
+        ).fetchone()
+        if (customer_id if self._subject == "stripe_customer_id" else subject) is None:
+            return None
+        meter = f"{self.name}:{self._subject}"
+        tx.execute(
+            "INSERT INTO meter_carries (meter, user_id, since_seq, amount) VALUES (?, ?, ?, 0) ON CONFLICT DO NOTHING",
+            (meter, row.user_id, row.seq),
+        )
+        (first,) = tx.execute(
+            "SELECT since_seq FROM meter_carries WHERE meter = ? AND user_id = ?", (meter, row.user_id)
+        ).fetchone()
+        return int(first)
 
     async def send(self, events: Sequence[Event]) -> None:
         """See `Sink.send`."""

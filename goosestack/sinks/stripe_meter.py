@@ -20,7 +20,7 @@ import msgspec
 from yarl import URL
 
 from goosestack.sinks import (
-    ALL,
+    AHEAD_S,
     MOST_REASON,
     Answered,
     Event,
@@ -31,6 +31,7 @@ from goosestack.sinks import (
     Unavailable,
     Usage,
     ask,
+    skip,
     unix,
 )
 from goosestack.store import Tx
@@ -91,9 +92,9 @@ class StripeMeter(Sink):
         self._payers, self._by_minute = frozenset(payers), by_minute
         self.rows = 1_000 if by_minute else 200
 
-    def horizon(self, now: str) -> str:
-        """A minute is reported once it is over."""
-        return now[:17] if self._by_minute else ALL
+    def ripe(self, settled_at: str, now: str) -> bool:
+        """A minute is reported once it is over, but for one that a wrong clock has put far ahead."""
+        return not self._by_minute or settled_at < now[:17] or unix(settled_at) > unix(now) + AHEAD_S
 
     # --- what is told ---
 
@@ -131,7 +132,12 @@ class StripeMeter(Sink):
         carry.amount += share.amount
         value = max(0, carry.amount // self._grain)
         carry.amount -= value * self._grain
-        facts: dict[str, Fact] = {"event_name": self._event_name, "value": value, "at": share.at}
+        facts: dict[str, Fact] = {
+            "counts": self._value,
+            "event_name": self._event_name,
+            "value": value,
+            "at": share.at,
+        }
         return Event(share.id, share.user_id, facts) if value else None
 
     def _find(self, tx: Tx, user_id: str) -> _Carry:
@@ -150,21 +156,20 @@ class StripeMeter(Sink):
                     " ON CONFLICT (meter, user_id) DO UPDATE SET amount = excluded.amount",
                     (self._meter, user_id, carry.since, carry.amount),
                 )
-        if skipped:
-            tx.execute("UPDATE meter_cursors SET skipped = skipped + ? WHERE sink = ?", (skipped, self.name))
+        skip(tx, self.name, skipped)
 
     # --- telling it ---
 
     async def send(self, events: Sequence[Event]) -> None:
         """See `Sink.send`."""
         (event,) = events
-        at = int(unix(str(event.facts["at"])))
+        at = int(min(unix(str(event.facts["at"])), unix(self._now())))
         if event.customer_id is None:
             raise Rejected("its user has no Stripe customer any more")
         if unix(self._now()) - at > OLDEST_S:
             raise Rejected("it is older than the 35 days that Stripe takes")
         fields = {
-            "event_name": str(event.facts["event_name"]),
+            "event_name": self._event_name if self._ours(event) else str(event.facts["event_name"]),
             "payload[stripe_customer_id]": event.customer_id,
             "payload[value]": str(event.facts["value"]),
             "identifier": event.id,
@@ -185,9 +190,14 @@ class StripeMeter(Sink):
         duplicate = "already exists with identifier" in str(error.get("message"))
         if answer.status == 400 and (duplicate or error.get("code") == "duplicate_meter_event"):
             return
-        if answer.status == 400 and error.get("param") == "event_name":  # there is no such meter: no event's fault
-            raise Unavailable(answer.text[:MOST_REASON], certain=True)
+        if answer.status == 400 and error.get("param") == "event_name" and self._ours(event):
+            raise Unavailable(answer.text[:MOST_REASON], certain=True)  # there is no such meter: no event's fault
         raise answer.problem(_REFUSING)
+
+    def _ours(self, event: Event) -> bool:
+        """Whether an event counts what the meter of the settings does. It goes there, under whatever name that has by
+        now; one from before `value` was another goes under the name of its own time."""
+        return event.facts["counts"] == self._value
 
 
 def _json(text: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import ClassVar
 import msgspec
 from yarl import URL
 
+from goosestack import postgrest
 from goosestack.sinks import FIELDS, Event, Fact, Poster, Rejected, Sink, Unavailable, tell
 
 SOURCES = (*FIELDS, "supabase_id", "stripe_customer_id")
@@ -33,7 +34,7 @@ class Supabase(Sink):
     ) -> None:
         self._client, self._key, self._columns = client, key, columns
         (unique,) = (column for column, source in columns.items() if source == "id")
-        self._url = URL(f"{url}/rest/v1/{table}").with_query(on_conflict=unique)
+        self._url = URL(postgrest.table(url, table)).with_query(on_conflict=unique)
         self.issuer = issuer
 
     async def send(self, events: Sequence[Event]) -> None:
@@ -41,10 +42,8 @@ class Supabase(Sink):
         headers = {
             "content-type": "application/json",
             "prefer": "resolution=ignore-duplicates,return=minimal",
-            "apikey": self._key,
+            **postgrest.key_headers(self._key),
         }
-        if self._key.startswith("eyJ"):  # the old keys are tokens, and wanted as such too; the new ones must not be
-            headers["authorization"] = f"Bearer {self._key}"
         body = msgspec.json.encode([self._row(event) for event in events])
         try:
             await tell(self._client, self._url, headers, body, [self._key])

@@ -23,8 +23,8 @@ MOST_TEMPERATURE = 2
 class Traits:
     """What the translation depends on."""
 
-    reasons: bool = False
-    """Whether it thinks before it answers: such models refuse a temperature while they do."""
+    temperature: bool = True
+    """Whether it takes one."""
     retired: str | None = None
     """The day since when the provider no longer answers for it."""
 
@@ -50,7 +50,7 @@ class MobileChat(OpenAIChat):
             reason = f"the model `{model}` was retired on {traits.retired}; `GET /v1/models` lists those that answer"
             raise Invalid(reason=reason, param="model")
         _check_temperature(asked)
-        if traits.reasons:
+        if not traits.temperature:
             asked.pop("temperature", None)
         cap = fields.integer(asked, "max_tokens", 1, fields.MOST_TOKENS)
         if (
