@@ -34,9 +34,9 @@ def found_in(data: bytes, secrets: Iterable[str]) -> list[str]:
 def written_by_a_daemon(folder: Path) -> Iterator[Path]:
     """What a daemon, and the commands beside it, have written in a folder: its output, databases, logs and copies."""
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.suffix not in (".ballast", ".lock"):
-            if path.name == "daemon.out" or path.name.startswith("core") or _is_database(path):
-                yield path
+        ours = path.is_file() and path.suffix not in (".ballast", ".lock")
+        if ours and (path.name == "daemon.out" or path.name.startswith("core") or _is_database(path)):
+            yield path
 
 
 def _is_database(path: Path) -> bool:
