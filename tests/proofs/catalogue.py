@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.proofs import backups, canaries, disk, webhooks
+from tests.proofs import backups, canaries, clock, disk, webhooks
 from tests.proofs.proof import Proof
 
-PROOFS: tuple[Proof, ...] = (webhooks.PROOF, disk.PROOF, backups.PROOF, canaries.PROOF)
+PROOFS: tuple[Proof, ...] = (webhooks.PROOF, disk.PROOF, clock.PROOF, backups.PROOF, canaries.PROOF)

@@ -15,7 +15,6 @@ import http.client
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -168,7 +167,7 @@ def grant(bench: Bench) -> Reply:
         return Reply(
             503 if "cannot be written" in str(error) else 500, http.client.HTTPMessage(), json.dumps(told).encode()
         )
-    bench.note("SELECT ref FROM entries", ref)
+    bench.note("SELECT ref FROM entries", ref)  # also where the daemon has ended, and the file was written itself
     return Reply(200, http.client.HTTPMessage(), b"")
 
 
@@ -212,7 +211,7 @@ def at_every_call(attempt: Attempt, bench: Bench, name: str, fault: str, places:
             return
         attempt.count("failed calls")
         attempt.meet(f"a disk that is {fault}")
-        if reply.status == GONE:
+        if reply.status == GONE or bench.world.daemon.program.process.poll() is not None:
             attempt.must(fault == "failing, rolled back", f"{where}: the daemon has ended, and need not have")
             code = bench.world.daemon.program.process.wait(20)
             attempt.must(code == 70, f"{where}: the daemon ended with {code}")
@@ -254,7 +253,7 @@ def every_call(attempt: Attempt, bench: Bench) -> None:
     while attempt.reached["failed calls"] < attempt.goal["failed calls"]:
         name = chance.choice(list(DEEDS))
         at_every_call(attempt, bench, name, chance.choice(FAULTS[:2]), iter([chance.randrange(1, 8)]))
-    at_every_call(attempt, bench, "a webhook", FAULTS[2], iter(range(3, MOST_CALLS)))
+    at_every_call(attempt, bench, "a cap", FAULTS[2], iter(range(2, MOST_CALLS)))
 
 
 # --- really full ----------------------------------------------------------------------------------------------
@@ -263,7 +262,7 @@ def every_call(attempt: Attempt, bench: Bench) -> None:
 @contextmanager
 def in_flight(bench: Bench, count: int) -> Iterator[list[Any]]:
     """So many streams that have begun; their answers are there at the end."""
-    body = chat(directed("Hi", words=20, delay_ms=40), stream=True, max_tokens=100)
+    body = chat(directed("Hi", words=40, delay_ms=40), stream=True, max_tokens=100)
     with ThreadPoolExecutor(count) as pool:
         start = len(bench.world.rows())
         streams = [
@@ -375,10 +374,11 @@ def fill(blob: Path) -> None:
 
 
 def run(attempt: Attempt) -> None:
-    """Failing calls, then full disks; and at the end what was answered is looked for once more, after a kill."""
+    """Failing calls, then full disks; and in the end what was answered is looked for."""
     attempt.expect(*(f"a disk that is {fault}" for fault in FAULTS))
-    attempt.expect("a refusal", "a commit of unknown outcome", "no page left", "no byte left")
-    attempt.expect("a file that may only be read")
+    attempt.expect("a refusal", "a commit of unknown outcome", "no page left")
+    if attempt.full:
+        attempt.expect("no byte left", "a file that may only be read")
     folder = attempt.folder / "house"
     folder.mkdir()
     upstream = Upstream(folder)
@@ -386,11 +386,9 @@ def run(attempt: Attempt) -> None:
     bench = Bench(bench_world, bench_world.customer(1_000_000, pro=True))
     try:
         every_call(attempt, bench)
-        no_page_left(attempt, bench)
-        no_byte_left(attempt, bench)
-        read_only(attempt, bench)
-        bench.world.daemon.program.stop(signal.SIGKILL)
-        bench.world.daemon.start()
+        ends = [no_byte_left, read_only]
+        for way in (no_page_left, *(ends if attempt.full else [attempt.random.choice(ends)])):
+            way(attempt, bench)
         attempt.must(bench.missing() == [], "; ".join(bench.missing()[:3]))
         attempt.count("acknowledged", sum(map(len, bench.answered.values())))
     finally:
@@ -406,7 +404,7 @@ def run(attempt: Attempt) -> None:
 PROOF = Proof(
     name="disk",
     claim="On a disk that is full or fails, callers are told so, nothing that was answered is lost, and all goes on.",
-    short={"failed calls": 8, "full disks": 2, "acknowledged": 10},
+    short={"failed calls": 8, "full disks": 1, "acknowledged": 10},
     full={"failed calls": 250, "full disks": 3, "acknowledged": 250},
     run=run,
     limit_s=(90, 1_200),
