@@ -2,8 +2,9 @@
 they have ended: no hold ends early, nothing is granted twice, nobody is shut out for longer than a window.
 
 The daemon is a real one whose time of day is set from outside (`tests.proofs.adrift`). At every jump some streams are
-half-way; callers go on asking, on a plan whose tokens are given by the month; grants, webhooks and rate limits are tried
-again at each time. At the end of a round it is killed, and started at a time at which its own rows lie in the future.
+half-way; callers go on asking, on a plan whose tokens are given by the month; grants, webhooks and rate limits are
+tried again at each time. At the end of a round it is killed, and started at a time at which its own rows lie in the
+future.
 """
 
 from __future__ import annotations
@@ -61,13 +62,14 @@ class Voyage:
     world: World
     clock: Clock
     alice: Customer
-    """Pays with credits alone: she has no plan's tokens left."""
+    """Has streams half-way at every jump."""
     carol: Customer
     mallory: Customer
     """Asks as often as she may."""
     bob: Customer
-    """Is Pro until some day from now."""
+    """Is Pro, for a month from now."""
     pro_until: int
+    """Unix seconds."""
     charged: set[int] = field(default_factory=set)
     """What the same answer has cost, whenever it was asked for."""
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from goosestack.admin import VerbError
 from goosestack.store.sqlite import connect_read_only
 from tests.asking import Reply, ask, chat, directed, message
 from tests.forgeries import event, send, signature
-from tests.mallory import Reply as Answer, assert_error, dialect
+from tests.mallory import COUNT, Reply as Answer, asks, assert_error, dialect
 from tests.proofs.failing import Switch
 from tests.proofs.proof import Attempt, Proof
 from tests.tills import KEY, SECRET
@@ -148,6 +149,10 @@ def cap_spending(bench: Bench) -> Reply:
     return ask(bench.world, "POST", "/api/me/spending-cap", key=bench.alice.key, body={"cents": 5})
 
 
+def end_topups(bench: Bench) -> Reply:
+    return ask(bench.world, "POST", "/billing/auto-topup", key=bench.alice.key, body={"enabled": False})
+
+
 def webhook(bench: Bench) -> Reply:
     name = f"evt_{bench.fresh()}"
     body = event(id=name)
@@ -181,7 +186,11 @@ DEEDS: dict[str, tuple[str, Callable[[Bench], Reply]]] = {
         asked_of("/v1/chat/completions", chat, max_tokens=50, own=OPENAI_KEY),
     ),
     "a message": ("/v1/messages", asked_of("/v1/messages", message)),
+    "a response": ("/v1/responses", asked_of("/v1/responses", partial(asks, "/v1/responses"), max_output_tokens=50)),
+    "an embedding": ("/v1/embeddings", asked_of("/v1/embeddings", partial(asks, "/v1/embeddings"))),
+    "a count": (COUNT, asked_of(COUNT, partial(asks, COUNT))),
     "a cap": ("/api/me/spending-cap", cap_spending),
+    "no more top-ups": ("/billing/auto-topup", end_topups),
     "a webhook": ("/billing/webhook", webhook),
     "a grant": ("", grant),
 }
@@ -295,9 +304,12 @@ def no_page_left(attempt: Attempt, bench: Bench) -> None:
 
 
 def no_byte_left(attempt: Attempt, bench: Bench) -> None:
-    """The kernel takes no byte more: the daemon ends, since it cannot know; started again, it has all it answered."""
+    """The kernel takes no byte more, not even of the log: the daemon ends, since it cannot know; started again, it has
+    all that it answered."""
     pid, log = bench.world.daemon.program.process.pid, bench.world.daemon.db.with_name("goosestack.db-wal")
     size = max(log.stat().st_size, 4096)
+    with bench.world.daemon.program.output.open("ab") as said:
+        said.write(b"\n" * size)  # so that what it says is as full as what it writes
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, size))
     for _ in range(400):
         reply = done(bench, sign_up)
