@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,17 @@ class World:
             assert ledger.check(db, full=True).wrong == []
         finally:
             db.close()
+
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """Close it in the end; where anything is raised, stop both at once, so that nothing else is told."""
+        try:
+            yield
+        except BaseException:
+            self.daemon.program.stop(signal.SIGKILL)
+            self.upstream.program.stop(signal.SIGKILL)
+            raise
+        self.close()
 
     def close(self) -> None:
         """Stop both, the daemon in good order, and check the books."""

@@ -25,7 +25,7 @@ from goosestack import admin, ledger
 from goosestack.errors import Refusal
 from goosestack.store.sqlite import SqliteStore, connect_read_only
 from tests.programs import NOW
-from tests.proofs.proof import Attempt, Proof
+from tests.proofs.proof import Attempt, Proof, Refuted
 from tests.world import bare_environment, until
 
 AT_A_TIME = 10
@@ -187,7 +187,10 @@ def _back_up(attempt: Attempt, trade: Trade, folder: Path, number: int, copies: 
     log = trade.db.with_name(trade.db.name + "-wal")
     attempt.meet("a log beside the file", int(log.exists() and log.stat().st_size > 0))
     target = folder / "copies" if number % 2 else folder / f"copy{number}.db"
-    made = admin.backup(trade.db, target, None)
+    try:
+        made = admin.backup(trade.db, target, None)
+    except Refusal as refusal:
+        raise Refuted(f"backup {number} could not be made: {refusal}") from refusal
     after = dict(trade.look().reached)
     attempt.meet("commits while it was made", int(after != before.reached))
     copy = Path(str(made["file"]))

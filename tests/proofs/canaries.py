@@ -14,9 +14,9 @@ import base64
 import json
 import signal
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -137,10 +137,12 @@ class House:
         house.secrets |= {f"Bob's key of {name}": key for name, key in OWN.items()}
         return house
 
-    def close(self) -> None:
-        """Stop everybody."""
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """Stop everybody in the end."""
         try:
-            self.world.close()
+            with self.world.closing():
+                yield
         finally:
             for program in (*self.others, *(each.program for each in self.receivers)):
                 program.stop(signal.SIGKILL)
@@ -333,7 +335,7 @@ def run(attempt: Attempt) -> None:
     secret_settings = {setting(entry) for entry in options() if entry.metadata["secret"]}
     attempt.must(secret_settings == set(OPERATORS), f"no canary for {sorted(secret_settings ^ set(OPERATORS))}")
     house = House.build(attempt.folder, full=attempt.full)
-    try:
+    with house.closing():
         token = house.project.token(alg="HS256", lifetime_s=3600)
         house.secrets |= {"Carol's token": token, "an expired token": house.project.token(alg="HS256", lifetime_s=-60)}
         with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -357,8 +359,6 @@ def run(attempt: Attempt) -> None:
             f"{len(house.secrets)} canaries, {sum(path.stat().st_size for path in searched):,} bytes searched"
         )
         planted(attempt, house)
-    finally:
-        house.close()
     attempt.must(found_below(house.folder, house.secrets) == [], "a stop has written a secret down")
 
 

@@ -115,7 +115,7 @@ def iso(seconds: float) -> str:
 def jump(attempt: Attempt, voyage: Voyage, to: int) -> None:
     """The clock is set while streams are half-way; everything is tried at the new time."""
     world, ahead = voyage.world, to > voyage.clock.offset_s
-    body = chat(directed("Hi", words=12, delay_ms=40), stream=True, max_tokens=100)
+    body = chat(directed("Hi", words=60, delay_ms=40), stream=True, max_tokens=100)  # each is looked at once a second
     known = {row["id"] for row in world.rows()}
 
     def running() -> int:
@@ -270,26 +270,26 @@ def _cut_off(world: World, key: str, body: dict[str, object]) -> None:
 
 def run(attempt: Attempt) -> None:
     """Rounds of jumps, in an order that the seed draws."""
-    attempt.expect("a jump under a running request", "a jump ahead", "a jump back", "another month")
-    attempt.expect("a rate limit", "a start in its own past", "a plan that has lapsed")
+    attempt.expect("a jump under a running request", "a jump ahead", "a jump back")
+    attempt.expect("a rate limit", "a start in its own past")
+    if attempt.full:
+        attempt.expect("another month", "a plan that has lapsed")
     voyage = begin(attempt)
-    try:
+    with voyage.world.closing():
         while attempt.reached["jumps"] < attempt.goal["jumps"]:
             jumps = list(JUMPS)
             attempt.random.shuffle(jumps)
             if not attempt.full:
-                jumps = [YEAR_S, jumps[0]]
+                jumps = jumps[:1]
             round_trip(attempt, voyage, jumps)
         wrong = voyage.rows("SELECT id, ref, balance, held FROM accounts WHERE held <> 0 OR debt <> 0")
         attempt.must(wrong == [], f"accounts with something held or owed at the end: {wrong}")
-    finally:
-        voyage.world.close()
 
 
 PROOF = Proof(
     name="clock",
     claim="When the clock jumps by minutes, a day or a year, no hold ends early and nothing is granted twice.",
-    short={"jumps": 4, "requests": 20},
+    short={"jumps": 2, "requests": 10},
     full={"jumps": 120, "requests": 600},
     run=run,
     limit_s=(90, 1_200),

@@ -235,7 +235,7 @@ def over_http(attempt: Attempt) -> None:
         FORWARDED_ALLOW_IPS="127.0.0.1",
         PRO_GRACE_HOURS="0",
     )
-    try:
+    with world.closing():
         events = [json.dumps(as_sent(event)).encode() for life in lives for event in life.events]
         _forge(attempt, world, attempt.random.choice(events))
         sent = [*events, *attempt.random.choices(events, k=len(events) // 2)]
@@ -250,8 +250,6 @@ def over_http(attempt: Attempt) -> None:
         for life in lives:
             _judge(attempt, world, life)
             attempt.count("lives over HTTP")
-    finally:
-        world.close()
 
 
 async def _sold(attempt: Attempt, count: int) -> list[Life]:
