@@ -70,9 +70,7 @@ def _end_process(why: str) -> NoReturn:
     """A commit may or may not be on the disk: only a restart with recovery can tell which. The process ends also where
     nobody can be told why: standard error may be on the disk that is full, or a pipe that nobody reads."""
     try:
-        patience = threading.Timer(LAST_WORD_S, os._exit, (70,))
-        patience.daemon = True
-        patience.start()
+        threading.Timer(LAST_WORD_S, os._exit, (70,)).start()
         print(f"goosestack: fatal: {why}", file=sys.stderr, flush=True)
     finally:
         os._exit(70)
