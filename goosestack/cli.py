@@ -10,6 +10,7 @@ import asyncio
 import importlib.util
 import json
 import os
+import resource
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -78,6 +79,7 @@ def _refusals() -> Iterator[None]:
 )
 def serve(demo: bool) -> None:
     """Run the gateway."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # its memory has every key in it: a crash must not write that down
     config = load()
     with _refusals(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve_demo(config) if demo else _serve(config, lambda address: None))

@@ -131,7 +131,8 @@ class Gateway(Desk):
                 relay.log_fault(error)
 
     async def journal(self) -> None:
-        """Every 2 s: note for each live relay what it would cost if the process died now."""
+        """Every 2 s: note for each live relay what it would cost if the process died now. While the disk is full, a
+        write of nothing finds out whether there is room again: nothing new is held before, and so nothing written."""
         due = []
         for relay in tuple(self.live.values()):
             try:
@@ -141,7 +142,7 @@ class Gateway(Desk):
                 continue
             if charge is not None:
                 due.append((relay.id, charge))
-        if due:
+        if due or self.store.full:
             await self.store.write(_journal_all, due)
 
     def end_of_key(self, key_id: str) -> None:

@@ -18,6 +18,7 @@ _SHAPES = (
     r"sk_(?:live|test)_\w+",
     r"rk_(?:live|test)_\w+",
     r"whsec_\w+",
+    r"sb_secret_[\w-]+",
     r"eyJ[\w-]{8,512}\.[\w-]+\.[\w-]*",  # bounded, since a text of nothing but beginnings would take minutes
 )
 _SECRET = re.compile("|".join(_SHAPES))
@@ -38,7 +39,7 @@ def redact_bytes(data: bytes, secrets: Iterable[str]) -> bytes:
     return _IDS.sub(b"[redacted]", _SECRET_BYTES.sub(b"[redacted]", data))
 
 
-_MARKS = ("gsk_", "sk-", "sk_", "rk_", "whsec_", "eyJ")
+_MARKS = ("gsk_", "sk-", "sk_", "rk_", "whsec_", "sb_secret_", "eyJ")
 """What every shape begins with: a line without any of these need not be searched."""
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}

@@ -29,7 +29,7 @@ class Reply:
 
 def connect(world: World) -> HTTPConnection:
     """A connection to the daemon."""
-    return HTTPConnection(str(urlsplit(world.url).hostname), urlsplit(world.url).port, timeout=30)
+    return HTTPConnection(str(urlsplit(world.url).hostname), urlsplit(world.url).port, timeout=60)
 
 
 def ask(

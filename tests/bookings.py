@@ -121,7 +121,7 @@ def checkout(payment: Payment, **changed: Any) -> dict[str, Any]:
         "livemode": False,
         "customer": CUSTOMER,
         "client_reference_id": payment.id,
-        "metadata": {"payment": payment.id},
+        "metadata": payments.told_of(payment),
         "payment_intent": f"pi_{payment.id}",
         "subscription": None,
     }
@@ -133,6 +133,13 @@ def pro_checkout(payment: Payment, subscription: str = SUBSCRIPTION) -> dict[str
     amounts = {"amount_total": 1000, "amount_subtotal": 1000}
     links = {"payment_intent": None, "subscription": subscription, "mode": "subscription"}
     return checkout(payment, **amounts, **links)
+
+
+def intent(payment: Payment, **changed: Any) -> dict[str, Any]:
+    """The payment intent of a payment that succeeded."""
+    found = {"id": f"pi_{payment.id}", "object": "payment_intent", "status": "succeeded", "livemode": False}
+    amounts = {"amount": payment.amount, "amount_received": payment.amount, "currency": "usd"}
+    return {**found, **amounts, "customer": CUSTOMER, "metadata": payments.told_of(payment), **changed}
 
 
 def charge(payment: Payment, refunded: int = 0) -> dict[str, Any]:

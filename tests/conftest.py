@@ -9,9 +9,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.canaries import found_below
 from tests.shops import Shop
 from tests.tills import Till
-from tests.world import World
+from tests.world import DAEMONS, World
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_credential_is_written_down() -> Iterator[None]:
+    """When all tests have ended, none of the credentials that they used is in what their daemons have written."""
+    yield
+    assert [wrong for daemon in DAEMONS for wrong in found_below(daemon.folder, daemon.secrets)] == []
 
 if TYPE_CHECKING:
     from tests.chain.control import LocalChain

@@ -141,6 +141,26 @@ async def test_a_key_that_ended_is_remembered_as_long_as_a_request_may_be_on_its
         assert set(gateway.revoked) == {"key_another"}
 
 
+# --- a full disk ----------------------------------------------------------------------------------------------
+
+
+async def test_room_on_a_disk_that_was_full_is_noticed_though_nobody_may_hold_anything_before(tmp_path: Path) -> None:
+    """Found by a proof: while the disk was full nothing new was held, so that nothing was written, and only a write
+    found out that there was room. Callers were refused until the next check of the books, for up to five minutes."""
+    async with opened(tmp_path) as parts:
+        gateway, (caller, _) = parts.gateway, await parts.store.write(_sign_up)
+        (pages,) = await parts.store.write(lambda tx: tx.execute("PRAGMA page_count").fetchone())
+        await parts.store.write(lambda tx: tx.execute(f"PRAGMA max_page_count = {pages}").fetchone())
+        with pytest.raises(errors.StoreUnavailable):
+            await parts.store.write(accounts.sign_up, "x" * 100_000, "test", app.utc_now())
+        with pytest.raises(errors.StoreUnavailable):
+            gateway.make_room(caller, {})
+        await parts.store.write(lambda tx: tx.execute("PRAGMA max_page_count = 1000000").fetchone())
+        parts.store.full = True  # as it was before that write
+        await app.Jobs(parts).once("journal")
+        gateway.make_room(caller, {})
+
+
 # --- a stop that has been patient enough ----------------------------------------------------------------------
 
 

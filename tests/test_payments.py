@@ -18,7 +18,7 @@ from goosestack.facts import Fact
 from goosestack.notices import delivered, later, tell_of_low_balances
 from goosestack.payments import Payment, fold
 from goosestack.stripe_facts import Event
-from tests.bookings import CUSTOMER, MONTH_S, NOW, START, Bookings, charge, checkout, dispute, invoice, refund
+from tests.bookings import MONTH_S, NOW, START, Bookings, charge, checkout, dispute, intent, invoice, refund
 
 ID = "pay_01a1fcd5208da06996b47673864f893d"
 Telling = tuple[str, dict[str, Any]]
@@ -98,12 +98,6 @@ def test_any_order_with_any_repetitions_ends_in_the_same_rows(data: st.DataObjec
     again = data.draw(st.lists(st.sampled_from(tellings), max_size=6))
     order = data.draw(st.permutations([*tellings, *again]))
     assert ends(order) == ends(tellings)
-
-
-def intent(payment: Payment, **changed: Any) -> dict[str, Any]:
-    found = {"id": f"pi_{payment.id}", "object": "payment_intent", "status": "succeeded", "livemode": False}
-    amounts = {"amount": payment.amount, "amount_received": payment.amount, "currency": "usd"}
-    return {**found, **amounts, "customer": CUSTOMER, "metadata": {"payment": payment.id}, **changed}
 
 
 # --- the fold alone -------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import sqlite3
 import stat
@@ -329,6 +330,28 @@ def test_a_commit_of_unknown_outcome_ends_the_process_and_the_next_one_knows(pat
     db = sqlite3.connect(path)
     assert names(db) in (["alice"], ["alice", "bob"]) and integrity(db) == []
     db.close()
+
+
+@pytest.mark.parametrize("kind", ["a file that may not grow", "a pipe that nobody reads"])
+def test_a_process_that_must_end_ends_also_where_nobody_can_be_told_why(path: Path, kind: str) -> None:
+    """Found by a proof: the log was on the disk that was full, so that saying why failed, and with it the writer's
+    thread. The process lived on, and everybody waited for answers that nobody was left to give."""
+    reads, writes = os.pipe()
+    if kind == "a file that may not grow":
+        os.close(writes)
+        log = path.with_name("log")
+        log.write_bytes(b"x" * 1024 * 1024)
+        writes = os.open(log, os.O_WRONLY | os.O_APPEND)
+    else:
+        os.set_blocking(writes, False)
+        while select.select([], [writes], [], 0)[1]:
+            os.write(writes, b"x" * 4096)
+        os.set_blocking(writes, True)
+    command = [sys.executable, "-m", "tests.programs", "fail_to_commit", str(path)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=writes, timeout=30, check=False)
+    os.close(writes)
+    os.close(reads)
+    assert (done.returncode, done.stdout) == (70, b"done alice\n")
 
 
 async def test_a_damaged_file_ends_the_process_rather_than_one_request(path: Path) -> None:

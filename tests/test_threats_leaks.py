@@ -107,6 +107,13 @@ def test_no_answer_says_what_it_was_made_with_or_is_packed_together_with_secrets
     assert len(mallory.ask("/v1/usage?limit=200", method="GET").body) < 5_000
 
 
+def test_a_projects_secret_key_that_ended_up_in_a_path_is_not_written_down(mallory: Mallory) -> None:
+    """Found by a proof: of all credentials that have a shape, this one's was not known to the log."""
+    mallory.secrets.append("sb_secret_CanaryOfAProject_0123456789")
+    for path in ("/v1/keys/", "/", "/v1/models/"):
+        assert mallory.ask(f"{path}sb_secret_CanaryOfAProject_0123456789", method="GET").status in (404, 405)
+
+
 # --- files --------------------------------------------------------------------------------------------------------
 
 
@@ -145,6 +152,13 @@ def test_every_file_of_the_daemon_is_its_owners_alone_even_where_the_umask_is_op
         assert set(modes(folder).values()) == {0}
     finally:
         os.umask(before)
+
+
+def test_a_daemon_that_crashes_writes_its_memory_nowhere(world: World) -> None:
+    """Its memory has every key in it; a unit's LimitCORE=0 is of no use to whoever starts it by hand. A proof that
+    looked for canaries in all that a daemon leaves behind found the limit as the shell had it."""
+    limits = Path(f"/proc/{world.daemon.program.process.pid}/limits").read_text()
+    assert re.search(r"^Max core file size +0 +0 ", limits, re.MULTILINE)
 
 
 # --- what the daemon is made of -----------------------------------------------------------------------------------

@@ -87,6 +87,7 @@ LONG_FILES: Mapping[str, str] = {
     "goosestack/cli.py": "every command, each a few lines",
     "goosestack/api.py": "the small endpoints, each a few lines",
     "goosestack/config.py": "every setting, once",
+    "goosestack/errors.py": "the catalogue: every failure, once",
     "goosestack/relay.py": "the life of a hold, top to bottom",
     "goosestack/ledger.py": "the heart in one piece: verbs and their check",
     "goosestack/stripe_facts.py": "every object of Stripe's that says something: its shape, and how it is read",

@@ -17,13 +17,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from goosestack import admin, ledger
 from goosestack.app import utc_now
+from goosestack.config import options, setting
 from goosestack.store.sqlite import connect_read_only
+from tests import canaries
 
 OPENAI_KEY = "sk-operator-openai-canary-0001"
 ANTHROPIC_KEY = "sk-ant-operator-canary-0002"
@@ -115,6 +118,10 @@ def bare_environment(**settings: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(Path(__file__).parent.parent), "PYTHONWARNINGS": "error", **settings}
 
 
+DAEMONS: list[Daemon] = []
+"""Every one that a test has started: when all tests have ended, what they wrote is searched for credentials."""
+
+
 class Daemon:
     """`goosestack serve` on a folder's database. Settings are environment variables."""
 
@@ -133,6 +140,9 @@ class Daemon:
             SIGNUPS_PER_HOUR="1000000",
         )
         self.env.update(settings)
+        self.keys: list[str] = []
+        """Of its customers."""
+        DAEMONS.append(self)
         self.program: Program
         self.url = ""
         self.start()
@@ -140,6 +150,13 @@ class Daemon:
     def begin(self) -> None:
         """Start it, and wait for nothing."""
         self.program = Program(["goosestack", "serve"], self.env, self.folder / "daemon.out", self.folder)
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        """What it was told and has told that must be found in nothing it writes: a name for each."""
+        names = [setting(entry) for entry in options() if entry.metadata["secret"]]
+        found = {name: self.env[name] for name in names if len(self.env.get(name, "")) >= canaries.LEAST}
+        return {**found, **{f"a customer's key {key[:12]}": key for key in self.keys}}
 
     def start(self) -> None:
         """Start it, again where it has ended."""
@@ -205,6 +222,7 @@ class World:
         made = self.verb("key_create", user=user["id"], name="test")
         customer = Customer(user["id"], made["api_key"], made["id"])
         self.customers.append(customer)
+        self.daemon.keys.append(customer.key)
         return customer
 
     def rows(self, customer: Customer | None = None) -> list[dict[str, Any]]:
@@ -243,6 +261,17 @@ class World:
             assert ledger.check(db, full=True).wrong == []
         finally:
             db.close()
+
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """Close it in the end; where anything is raised, stop both at once, so that nothing else is told."""
+        try:
+            yield
+        except BaseException:
+            self.daemon.program.stop(signal.SIGKILL)
+            self.upstream.program.stop(signal.SIGKILL)
+            raise
+        self.close()
 
     def close(self) -> None:
         """Stop both, the daemon in good order, and check the books."""

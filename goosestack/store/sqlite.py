@@ -36,6 +36,9 @@ BALLAST_BYTES = 8 * 1024 * 1024
 log can grow to its 1,000 pages (`wal_autocheckpoint`) and the database by the new ones among them, and there is as much
 again for large batches. From then on the log is written over in its own room."""
 
+LAST_WORD_S = 2.0
+"""How long a process that must end tries to say why."""
+
 WAL_RESET_BUG = ((3, 7, 0), (3, 51, 2))
 """SQLite releases whose write-ahead log can lose a commit when two connections checkpoint at once."""
 
@@ -64,9 +67,13 @@ class _Job:
 
 
 def _end_process(why: str) -> NoReturn:
-    """A commit may or may not be on the disk: only a restart with recovery can tell which."""
-    print(f"goosestack: fatal: {why}", file=sys.stderr, flush=True)
-    os._exit(70)
+    """A commit may or may not be on the disk: only a restart with recovery can tell which. The process ends also where
+    nobody can be told why: standard error may be on the disk that is full, or a pipe that nobody reads."""
+    try:
+        threading.Timer(LAST_WORD_S, os._exit, (70,)).start()
+        print(f"goosestack: fatal: {why}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(70)
 
 
 class Written(asyncio.Future[T]):

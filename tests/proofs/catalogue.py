@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from tests.proofs import (
+    backups,
     bad_input,
+    canaries,
+    clock,
     disconnects,
+    disk,
     interrupted,
     killed_daemon,
     killed_store,
@@ -13,6 +17,7 @@ from tests.proofs import (
     power_loss,
     soak,
     upstream_faults,
+    webhooks,
 )
 from tests.proofs.proof import Proof
 
@@ -25,6 +30,11 @@ PROOFS: tuple[Proof, ...] = (
     last_cent.PROOF,
     disconnects.PROOF,
     upstream_faults.PROOF,
+    webhooks.PROOF,
     bad_input.PROOF,
+    disk.PROOF,
+    clock.PROOF,
+    backups.PROOF,
     soak.PROOF,
+    canaries.PROOF,
 )

@@ -1,0 +1,56 @@
+"""Looking for credentials where they have no business: in whatever form somebody might have written them down."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from urllib.parse import quote
+
+LEAST = 16
+"""Characters of what is looked for; the beginning of a key, which is stored to tell it apart, has fewer."""
+
+_SQLITE = b"SQLite format 3\0"
+
+
+@cache
+def forms(secret: str) -> frozenset[bytes]:
+    """How a secret may stand in a file: as it is, in a header, in JSON, in a URL, in hex; or only its latter part."""
+    raw = secret.encode()
+    assert len(raw) >= LEAST, f"{secret} is too short to be looked for"
+    encoded = {base64.b64encode(b" " * pad + raw)[4 if pad else 0 : -4] for pad in range(3)}
+    latter = raw[max(len(raw) // 3, min(12, len(raw) - LEAST)) :]
+    written = {latter, latter.hex().encode(), latter.hex().upper().encode(), latter[::-1]}
+    return frozenset({*written, *encoded, quote(latter).encode(), json.dumps(latter.decode())[1:-1].encode()})
+
+
+def found_in(data: bytes, secrets: Iterable[str]) -> list[str]:
+    """Those of the secrets that are in it."""
+    return [secret for secret in secrets if any(form in data for form in forms(secret))]
+
+
+def written_by_a_daemon(folder: Path) -> Iterator[Path]:
+    """What a daemon, and the commands beside it, have written in a folder: its output, databases, logs and copies."""
+    for path in sorted(folder.rglob("*")):
+        ours = path.is_file() and path.suffix not in (".ballast", ".lock")
+        if ours and (path.name == "daemon.out" or path.name.startswith("core") or _is_database(path)):
+            yield path
+
+
+def _is_database(path: Path) -> bool:
+    if path.name.endswith(("-wal", "-shm", "-journal")):
+        return True
+    with path.open("rb") as file:
+        return file.read(len(_SQLITE)) == _SQLITE
+
+
+def found_below(folder: Path, secrets: Mapping[str, str]) -> list[str]:
+    """What of these (a name for each) a daemon has written down there: a sentence each."""
+    names = {secret: name for name, secret in secrets.items()}
+    return [
+        f"{names[secret]} is in {path.relative_to(folder)}"
+        for path in written_by_a_daemon(folder)
+        for secret in found_in(path.read_bytes(), names)
+    ]
