@@ -8,6 +8,7 @@ import ast
 import json
 import threading
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -290,13 +291,14 @@ async def test_terms_that_change_for_the_worse_end_the_serving(tmp_path: Path) -
     from goosestack.drain.chain import Chain
     from goosestack.drain.claiming import Claimer
     from goosestack.drain.collecting import Collector
-    from goosestack.drain.paying import Provider
+    from goosestack.drain.paying import Agent, Provider, VoucherFunding
     from goosestack.drain.prices import Prices
     from goosestack.drain.rpc import Rpc
-    from goosestack.drain.vouchers import Domain
+    from goosestack.drain.vouchers import Domain, parse_voucher
     from goosestack.http import Client
+    from goosestack.pricing import Model
     from goosestack.store.sqlite import SqliteStore
-    from tests.chain.places import USDC
+    from tests.chain.places import DAVE, USDC
 
     own, client, alerts = LocalChain(tmp_path), Client(), list[str]()
     store = SqliteStore(tmp_path / "x.db", ballast_bytes=0)
@@ -306,7 +308,7 @@ async def test_terms_that_change_for_the_worse_end_the_serving(tmp_path: Path) -
         provider = Provider(
             chain=chain,
             signer=PROVIDER,
-            prices=Prices({}, 0, terms.fee_bps),  # type: ignore[arg-type]
+            prices=Prices({}, Decimal(0), terms.fee_bps),
             contract=terms,
             least_deposit=1,
             least_s=1,
@@ -326,8 +328,15 @@ async def test_terms_that_change_for_the_worse_end_the_serving(tmp_path: Path) -
             coin_price=0,
         )
         set_fee = abi.selector("setFee(address,uint256)")
+        voucher = parse_voucher(voucher_header(bytes(32), 1, 1))
+        channel = abi.Channel(bytes(32), DAVE.address, PROVIDER.address, 1, 0, 1)
+        payer = VoucherFunding(provider, store).payer(Agent("usr_dave", None, None, voucher=voucher, channel=channel))
+        assert payer is not None
+        sold = Model("openai", "some-model", "Some", "chat", 1000, 1000, 1000, False, ())
+        held_for = payer.prices(sold)
         own.act(OWNER, V2, abi.call(set_fee, OWNER.address, 300))
         await collector.watch_terms()
+        assert payer.prices(sold) == held_for  # a request that began before costs what it did then
         assert (provider.prices.fee_bps, provider.troubles, alerts) == (300, {}, [])
         own.act(OWNER, V2, abi.call(set_fee, OWNER.address, 301))
         await collector.watch_terms()
