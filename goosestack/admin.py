@@ -248,6 +248,9 @@ VERBS: Mapping[str, Callable[..., Awaitable[Answer]]] = {
     "meters_retry": Admin.meters_retry,
     "meters_discard": Admin.meters_discard,
     "meters_replay": Admin.meters_replay,
+    "drain_status": Admin.drain_status,
+    "drain_claim": Admin.drain_claim,
+    "drain_channels": Admin.drain_channels,
 }
 
 

@@ -43,6 +43,14 @@ class Identifier(Protocol):
         ...
 
 
+class Asking(Identifier, Protocol):
+    """An identifier that others must be asked for."""
+
+    def asks(self, headers: RawHeaders) -> bool:
+        """Whether it would ask for a stranger, who may have invented what was sent."""
+        ...
+
+
 class Keys:
     """`gsk_` keys, looked up by hash: nothing of what the caller sends ever meets SQL or is compared in clear."""
 

@@ -149,8 +149,15 @@ def price(made: Bid, policy: Policy, today: str) -> None:
     made.at_least = made.at_most
     lowers = made.payer.clamps or (policy.clamp and not made.others)  # while others could hold all of it, they may
     if call.cap_field is not None and (call.cap is None or lowers):
-        least = replace(made.demand, output=min(LEAST_OUTPUT, made.cap) * call.answers)
+        least = replace(made.demand, output=_least_output(made) * call.answers)
         made.at_least, _ = quote(made, least, today)
+
+
+def _least_output(made: Bid) -> int:
+    """Output tokens of each answer below which it is not held. A payer that always clamps is content with half of a
+    small cap: its clients reckon with less around their text than there is."""
+    assert made.payer is not None
+    return min(LEAST_OUTPUT, -(-made.cap // 2) if made.payer.clamps else made.cap)
 
 
 def quote(made: Bid, demand: Demand, today: str) -> tuple[int, int]:

@@ -561,16 +561,21 @@ def load(environ: Mapping[str, str], directory: Path = Path()) -> Config:
             raise Refusal(f"{name} has a value that makes no sense") from None
     if "litellm_api_key" in values and "litellm_base_url" not in values:
         raise Refusal("LITELLM_API_KEY is set, and LITELLM_BASE_URL, where it would be sent to, is not")
-    return Config(**values, drain_prices=_drain_prices({**stored, **environ}))
+    return Config(**values, drain_prices=_drain_prices({**stored, **environ}, selling="provider_private_key" in values))
 
 
 _PRICE = re.compile(r"PRICE_([A-Z0-9]+_(?:INPUT|OUTPUT))")
+_NEARLY_PRICE = re.compile(r"PRICE_.+_(?:INPUT|OUTPUT)")
 
 
-def _drain_prices(environ: Mapping[str, str | None]) -> dict[str, int]:
+def _drain_prices(environ: Mapping[str, str | None], *, selling: bool) -> dict[str, int]:
+    """The prices of models. Where vouchers are taken, one that is misspelt is not passed over: it would sell at
+    another price."""
     found = {}
     for name, raw in environ.items():
         match = _PRICE.fullmatch(name)
+        if selling and match is None and _NEARLY_PRICE.fullmatch(name) is not None:
+            raise Refusal(f"{name} is no price: PRICE_, a model's letters and digits in capitals, _INPUT or _OUTPUT")
         if match is not None and raw is not None and raw.strip():
             try:
                 found[match.group(1)] = _integer(1, 10_000_000)(raw.strip())
@@ -597,7 +602,7 @@ def _dotenv(path: Path) -> dict[str, str]:
         line = original.line + original.string.removesuffix(text).count("\n")
         if name is None or value is None or "\n" in text.rstrip():
             raise Refusal(f"line {line} of .env is not NAME=value")
-        if name not in names:
+        if name not in names and _PRICE.fullmatch(name) is None:
             near = get_close_matches(name.upper(), names, n=1, cutoff=0)[0]
             raise Refusal(f"line {line} of .env sets {_shown_name(name)}, which is no setting; the nearest is {near}")
         stored[name] = value

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from goosestack import bidding, errors, ledger, plans
 from goosestack.accounts import Principal, pro_until
-from goosestack.auth import Identifier, identify, provider_key
+from goosestack.auth import Asking, Identifier, identify, provider_key
 from goosestack.bidding import THREAD_ABOVE_BYTES
 from goosestack.ledger import Charge
 from goosestack.limits import RateLimit
@@ -40,7 +40,7 @@ class Gateway(Desk):
     """What `relay` works with, handed over by `app`."""
 
     identifiers: Sequence[Identifier]
-    vouchers: Sequence[Identifier] = ()
+    vouchers: Sequence[Asking] = ()
     """Who pays for one request without being a customer: good for what costs something, and for nothing else."""
     fundings: Sequence[Funding]
     """Who pays, in the order in which they are asked."""
@@ -62,11 +62,15 @@ class Gateway(Desk):
     async def identify(self, scope: Scope, *, paid: bool = False) -> Principal:
         """Who calls, for what is `paid` or not, and by which plan. Whoever proves nothing is counted by address."""
         identifiers = (*self.vouchers, *self.identifiers) if paid else self.identifiers
+        address = scope["state"]["address"]
+        asking = self.vouchers if paid else ()
+        if asking and self.strangers.spent(address) and any(each.asks(scope["headers"]) for each in asking):
+            await self.strangers.hit(address)  # before anybody is asked, not after
         try:
             caller = await identify(identifiers, scope["headers"])
         except errors.Problem as problem:
             if problem.status < 500:  # else it is we who cannot tell who calls
-                await self.strangers.hit(scope["state"]["address"])
+                await self.strangers.hit(address)
             raise
         if self.plan_table is not None and caller.account_id is not None:
             await self.plan_table.look(caller)

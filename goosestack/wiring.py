@@ -352,7 +352,7 @@ async def agents_of(config: Config, gateway: Gateway, client: Client, now: Calla
         coin_price=config.claim_gas_price,
     )
     await collector.begin()
-    gateway.vouchers = (paying.Vouchers(provider),)
+    gateway.vouchers = (paying.Vouchers(provider, gateway.store),)
     gateway.fundings = (*gateway.fundings, paying.VoucherFunding(provider, gateway.store))
     return agents.Agents(
         gateway=gateway,

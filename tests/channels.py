@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from goosestack.drain import abi
 from goosestack.drain.signing import Signer
 from goosestack.store.sqlite import connect_read_only
 from tests.asking import Reply, ask, chat
 from tests.chain.control import DOLLAR, LocalChain, voucher_header
-from tests.chain.places import DAVE, PROVIDER_KEY
+from tests.chain.places import DAVE, PROVIDER_KEY, V2
 from tests.world import World
 
 DEPTH = 2
@@ -65,6 +66,13 @@ class Channel:
     def buy(self, more: int, body: object = None, path: str = "/v1/chat/completions") -> Reply:
         """Ask with the next voucher."""
         return spend(self.world, self.voucher(more), body, path)
+
+    def lie(self, *, deposit: int = 10 * DOLLAR, claimed: int = 0) -> str:
+        """A node's answer to getChannel with other amounts than the chain's."""
+        channel = abi.read_channel(self.id, self.chain.ask(V2, abi.call(abi.GET_CHANNEL, self.id)))
+        assert channel is not None
+        people, amounts = (channel.consumer, channel.provider), (deposit, claimed, channel.expiry)
+        return "0x" + b"".join([abi.word(each) for each in (*people, *amounts)]).hex()
 
     def row(self) -> dict[str, Any]:
         """What the books have of it, with its account."""

@@ -21,6 +21,7 @@ def _no_credential_is_written_down() -> Iterator[None]:
     yield
     assert [wrong for daemon in DAEMONS for wrong in found_below(daemon.folder, daemon.secrets)] == []
 
+
 if TYPE_CHECKING:
     from tests.chain.control import LocalChain
 

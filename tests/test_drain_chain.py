@@ -91,7 +91,7 @@ async def test_a_channel_is_what_the_contract_has(chain: LocalChain, client: Cli
     chain.act(PROVIDER, V2, abi.claim(channel_id, DOLLAR, 1, voucher.signature))
     chain.mine(2)
     found = await reader(client, [chain.url()], clock).channel(channel_id)
-    assert found == abi.Channel(channel_id, DAVE.address, PROVIDER.address, 7 * DOLLAR, DOLLAR, expiry)
+    assert found == abi.Channel(channel_id, DAVE.address, PROVIDER.address, 7 * DOLLAR, DOLLAR, expiry, DOLLAR)
 
 
 async def test_a_channel_that_is_not_there_is_none(chain: LocalChain, client: Client, clock: Clock) -> None:
@@ -174,14 +174,14 @@ async def test_a_channel_that_a_reorganisation_undid_was_never_there(
     assert await known.channel(channel_id) is None
 
 
-async def test_what_was_claimed_a_moment_ago_counts_at_once(chain: LocalChain, client: Client, clock: Clock) -> None:
+async def test_what_was_claimed_a_moment_ago_is_told_apart(chain: LocalChain, client: Client, clock: Clock) -> None:
     channel_id = old_channel(chain)
     voucher = parse_voucher(voucher_header(channel_id, DOLLAR, 1))
     chain.act(PROVIDER, V2, abi.claim(channel_id, DOLLAR, 1, voucher.signature))
     known = reader(client, [chain.url()], clock)
     found = await known.channel(channel_id)
     assert found is not None
-    assert found.claimed == DOLLAR
+    assert (found.claimed, found.unburied) == (0, DOLLAR)
     buried = await known.buried(channel_id)
     assert buried is not None
     assert buried.claimed == 0

@@ -214,6 +214,33 @@ def test_a_claim_that_would_fail_is_nobody_elses_trouble(market: World, dave: Ch
     claim_all(dave)
 
 
+def test_a_channel_that_no_node_answers_for_is_nobody_elses_trouble(
+    market: World, dave: Channel, chain: LocalChain
+) -> None:
+    good = Channel.open(market, chain)
+    assert dave.buy(50_000, chat(of(500, 200))).status == good.buy(50_000, chat(of(500, 200))).status == 200
+    chain.fault("error", {"code": -32000, "message": "busy"}, method="eth_estimateGas", contains=dave.id.hex())
+    claim_all(good)
+    assert chain.claimed(good.id) == 50_000
+    chain.heal()
+    claim_all(dave)
+
+
+def test_a_node_that_is_behind_makes_no_channel_end(market: World, dave: Channel, chain: LocalChain) -> None:
+    assert dave.buy(50_000, chat(of(500, 200))).status == 200
+    for which, number in (("latest", DEPTH + 1), ("0x", 1)):
+        old = {**chain.rpc("eth_getBlockByNumber", "0x1", False), "number": hex(number), "timestamp": "0x1"}
+        chain.fault("result", old, method="eth_getBlockByNumber", contains=which)
+    until(lambda: dave.buy(0) and "eth_getBlockByNumber" in chain.asked(), "the old block to be read")
+    chain.fault("error", {"code": 3, "message": "reverted", "data": "0x1e07dd94"}, method="eth_estimateGas")
+    chain.fault("result", "0x" + "00" * 160, method="eth_call")
+    assert claim(market) == []
+    assert dave.row()["gone_at"] is None
+    chain.heal()
+    claim_all(dave)
+    assert chain.claimed(dave.id) == 50_000
+
+
 # --- closes ---------------------------------------------------------------------------------------------------
 
 
@@ -278,6 +305,19 @@ def test_nothing_is_signed_while_a_request_is_in_flight(market: World, dave: Cha
     assert close(market, dave.id).status == 409
     slow.join()
     assert int(close(market, dave.id).json()["finalAmount"]) == dave.charged > 0
+
+
+def test_a_channel_is_not_idle_while_a_long_answer_has_just_ended(folder: Path, chain: LocalChain) -> None:
+    world = open_market(folder, chain, DRAIN_CLOSE_IDLE_S="2")
+    try:
+        dave = Channel.open(world, chain)
+        long = chat(directed("Hello", words=60, delay_ms=50), stream=True)
+        assert dave.buy(2_000_000, long).status == 200
+        assert close(world, dave.id).status == 409
+        assert dave.buy(0).status == 200
+        until(lambda: close(world, dave.id).status == 200, "the channel to be idle")
+    finally:
+        world.close()
 
 
 def test_what_is_no_channel_of_ours_is_not_closed(market: World, chain: LocalChain) -> None:

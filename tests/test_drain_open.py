@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from goosestack.config import load
 from goosestack.drain.prices import Prices, with_fee
+from goosestack.errors import Refusal
 from goosestack.pricing import Model, Rate
 from tests.asking import ask, chat
 from tests.chain.control import LocalChain
@@ -139,6 +141,8 @@ def refusal(folder: Path, **settings: str) -> str:
         ({"PRICE_GPTNONE_INPUT": "1", "PRICE_GPTNONE_OUTPUT": "1"}, "is the price of no model that is sold here"),
         ({"PRICE_GPT55_INPUT": "1"}, "PRICE_GPT55_OUTPUT is missing"),
         ({"PRICE_GPT55_OUTPUT": "1"}, "PRICE_GPT55_INPUT is missing"),
+        ({"PRICE_GPT_55_INPUT": "1"}, "PRICE_GPT_55_INPUT is no price"),
+        ({"PRICE_gpt-5.5_OUTPUT": "1"}, "PRICE_gpt-5.5_OUTPUT is no price"),
         ({"PRICE_GPT55_INPUT": "1.5", "PRICE_GPT55_OUTPUT": "1"}, "PRICE_GPT55_INPUT must be a whole number"),
         ({"PRICE_GPT55_INPUT": "1", "PRICE_GPT55_OUTPUT": "0"}, "PRICE_GPT55_OUTPUT must be a whole number"),
     ],
@@ -152,6 +156,14 @@ def test_a_start_that_cannot_go_well_is_refused(
     assert said in text
     assert len(text.splitlines()) == 1
     assert PROVIDER_KEY not in text
+
+
+def test_prices_may_stand_in_the_file_of_settings(folder: Path) -> None:
+    (folder / ".env").write_text("PRICE_GPT4OMINI_INPUT=7500\nPRICE_GPT4OMINI_OUTPUT=22500\n")
+    assert load({}, folder).drain_prices == {"GPT4OMINI_INPUT": 7500, "GPT4OMINI_OUTPUT": 22500}
+    (folder / ".env").write_text("PRICE_GPT_4O_INPUT=7500\n")
+    with pytest.raises(Refusal, match=r"line 1 of \.env sets PRICE_GPT_4O_INPUT, which is no setting"):
+        load({}, folder)
 
 
 def test_a_start_waits_for_a_node_that_answers(folder: Path, chain: LocalChain) -> None:

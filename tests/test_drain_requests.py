@@ -237,6 +237,16 @@ def test_the_output_is_capped_to_what_the_voucher_pays_for(market: World, dave: 
     assert int(reply.headers["x-drain-cost"]) <= 10_000
 
 
+@pytest.mark.parametrize("asked", [40, 100, 255])
+def test_a_small_cap_is_lowered_before_the_voucher_is_refused(market: World, dave: Channel, asked: int) -> None:
+    refused = dave.buy(0, chat(max_tokens=asked))
+    assert code(refused) == "insufficient_funds"
+    enough = int(refused.headers["x-drain-required"])
+    reply = dave.buy(enough, chat(max_tokens=asked))
+    assert reply.status == 200, reply.data
+    assert int(reply.headers["x-goosestack-output-cap"]) == -(-asked // 2)
+
+
 def test_a_client_that_goes_is_charged_for_what_it_saw(market: World, dave: Channel) -> None:
     body = chat(directed("Hello", words=400, delay_ms=20), stream=True)
     connection = connect(market)

@@ -87,6 +87,8 @@ class Channel:
     """What the provider has been paid so far, fee included. It only grows, and only by the provider's own claims."""
     expiry: int
     """From this time on the consumer may take back what is not claimed."""
+    unburied: int = 0
+    """What is claimed in the latest block, by the word of one node: good for waiting, and for nothing that lasts."""
 
 
 MOST = 2**63 - 1

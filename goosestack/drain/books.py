@@ -19,7 +19,7 @@ from goosestack.accounts import create_user
 from goosestack.drain.abi import Channel
 from goosestack.drain.signing import checksum_address
 from goosestack.drain.vouchers import Domain, Voucher
-from goosestack.errors import ChannelClosing, ExceedsDeposit, InvalidNonce
+from goosestack.errors import ChainUnknown, ChannelClosing, ExceedsDeposit, InvalidNonce
 from goosestack.ledger import GRAINS, Authorized, NewHold
 from goosestack.store import Row, Tx
 
@@ -88,8 +88,13 @@ def user_of(consumer: bytes) -> str:
 
 
 def see(tx: Tx, domain: Domain, channel: Channel, now: str) -> Standing:
-    """The channel, opened in these books where they do not know it, and never behind what the contract has paid."""
+    """The channel, opened in these books where they do not know it, and never behind what the contract has paid.
+
+    Raises ChainUnknown where vouchers that these books do not know are being claimed, and ExceedsDeposit where the
+    channel is another one by now, with less in it than was accepted: what a reorganisation can make of an id.
+    """
     found = find(tx, domain, channel.id)
+    _refuse_unburied(found, channel)
     if found is None:
         user_id = user_of(channel.consumer)
         if tx.execute("SELECT 1 FROM users WHERE id = ?", (user_id,)).fetchone() is None:
@@ -114,15 +119,30 @@ def see(tx: Tx, domain: Domain, channel: Channel, now: str) -> Standing:
                 now,
             ),
         )
-    elif channel.claimed > found.accepted:  # paid by vouchers that were lost: what they bought is gone with them
-        lost = channel.claimed - found.accepted
-        tx.execute(
-            "UPDATE drain_channels SET base = base + ?, accepted = accepted + ?, claimed = ? WHERE id = ?",
-            (lost, lost, channel.claimed, found.id),
+    else:
+        if channel.deposit < found.accepted:
+            raise ExceedsDeposit()
+        tx.execute(  # it is there, whatever was believed of it
+            "UPDATE drain_channels SET deposit = ?, expiry = ?, gone_at = NULL WHERE id = ?",
+            (channel.deposit, channel.expiry, found.id),
         )
+        lost = channel.claimed - found.accepted
+        if lost > 0:  # paid by vouchers that were lost: what they bought is gone with them
+            tx.execute(
+                "UPDATE drain_channels SET base = base + ?, accepted = accepted + ?, claimed = ? WHERE id = ?",
+                (lost, lost, channel.claimed, found.id),
+            )
     standing = find(tx, domain, channel.id)
     assert standing is not None
     return standing
+
+
+def _refuse_unburied(standing: Standing | None, channel: Channel) -> None:
+    """Our own claims are never above what was accepted. One that is would be of vouchers that were lost: which is
+    written down for good, so it must be in a buried block, by all nodes, and until then nobody knows what is left."""
+    known = channel.claimed if standing is None else max(standing.accepted, channel.claimed)
+    if channel.unburied > known:
+        raise ChainUnknown(why="a claim that these books do not know is not buried", headers={"retry-after": "30"})
 
 
 # --- paying by voucher ----------------------------------------------------------------------------------------
@@ -140,8 +160,8 @@ def authorize(
 ) -> Authorized:
     """Take a voucher, add what it adds to the channel's credit, and hold; or, below `at_least` grains, nothing at all.
 
-    The voucher's signature, and that it is within the deposit, were checked before. Raises ChannelClosing, InvalidNonce
-    and ExceedsDeposit. Repeated with the id of an open hold, it answers the same again.
+    The voucher's signature, and that it is within the deposit, were checked before. Raises ChannelClosing and
+    InvalidNonce, and as `see` does. Repeated with the id of an open hold, it answers the same again.
     """
     found = find(tx, domain, channel.id)
     if found is not None:
@@ -191,8 +211,9 @@ def highest_settled(tx: Tx, channel: int) -> int:
 
 
 def look(tx: Tx, domain: Domain, channel: Channel, voucher: Voucher) -> Authorized:
-    """What the voucher could hold now."""
+    """What the voucher could hold now. Raises ChainUnknown as `see` does."""
     standing = find(tx, domain, channel.id)
+    _refuse_unburied(standing, channel)
     if standing is None:
         return Authorized(None, max(0, voucher.amount - channel.claimed) * GRAIN)
     accepted = max(standing.accepted, channel.claimed)

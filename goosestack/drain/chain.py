@@ -189,12 +189,16 @@ class Chain:
         elif replace(deep, claimed=0) != replace(latest, claimed=0):
             raise unknown("the channel is not what it was")
         else:
-            found = replace(latest, claimed=max(deep.claimed, latest.claimed))
+            found = replace(deep, unburied=latest.claimed)
         self._kept.pop(channel_id, None)
         while len(self._kept) >= MOST_KEPT:
             del self._kept[next(iter(self._kept))]
         self._kept[channel_id] = (self._clock() + (MISSING_S if found is None else self._keep_s), found)
         return found
+
+    async def buried_block(self) -> Block:
+        """The latest block that counts."""
+        return await self.block(max((await self.head()).number - self.depth, 0))
 
     async def buried(self, channel_id: bytes) -> Channel | None:
         """The channel as it was `depth` blocks ago, by all nodes that answer; nothing of it is kept."""

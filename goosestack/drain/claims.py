@@ -136,11 +136,17 @@ def freeze(tx: Tx, domain: Domain, channel: Channel, idle_since: str | None, now
     claiming = tx.execute(
         "SELECT 1 FROM drain_claims WHERE channel_id = ? AND status = 'sent'", (standing.id,)
     ).fetchone()
-    if standing.held or claiming is not None or (idle_since is not None and standing.used_at > idle_since):
+    if standing.held or claiming is not None or (idle_since is not None and _last_use(tx, standing) > idle_since):
         return None
     final = max(standing.charged, standing.claimed, channel.claimed)
     tx.execute("UPDATE drain_channels SET closing = ? WHERE id = ?", (final, standing.id))
     return final
+
+
+def _last_use(tx: Tx, standing: Standing) -> str:
+    """When a voucher was last taken, or a request charged: an answer can take long."""
+    (moved,) = tx.execute("SELECT updated_at FROM accounts WHERE id = ?", (standing.account_id,)).fetchone()
+    return max(standing.used_at, str(moved))
 
 
 # --- what the operator is shown -------------------------------------------------------------------------------

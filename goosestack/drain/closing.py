@@ -55,7 +55,7 @@ class Closer:
         latest = await provider.chain.latest(channel_id)
         if latest is None:
             raise ChannelNotFound()
-        channel = replace(channel, claimed=max(channel.claimed, latest.claimed))
+        channel = replace(channel, unburied=latest.claimed)
         now = self.now()
         idle_since = None if proof is not None else _earlier(now, self.idle_s)
         final = await self.store.write(claims.freeze, provider.domain, channel, idle_since, now)

@@ -24,6 +24,8 @@ BUMP_S = 60.0
 """How long a transaction waits before a dearer one replaces it."""
 REST_S = 300.0
 """How long a channel is left alone whose claim cannot be made, or is not worth its gas."""
+UNKNOWN_S = 60.0
+"""The same where nodes did not answer for it: others are not to wait for it."""
 COIN = 10**18
 
 FORGOTTEN = "transactions of the wallet are on their way that these books do not know"
@@ -141,23 +143,37 @@ class Collector:
     async def _claim_next(self) -> list[bytes]:
         """Send the claim of the first channel that is due. What is wrong with one channel is not the others'."""
         now, clock = await self.provider.now(), asyncio.get_running_loop().time()
+        failed = False
         for each in await self.store.read(books.open_channels, self.provider.domain):
             if self._rests.get(each.id, 0.0) > clock:
                 continue
             try:
-                sent = await self._claim(each) if self._due(each, now) else None
-                if sent is None:
-                    await self._look_after(each, now)
-            except Reverted as error:
-                self._rests[each.id] = clock + REST_S
-                await self._refused(each, error)
-            except TooDear as error:
-                self._rests[each.id] = clock + REST_S
-                self.alert("claim", what=f"gas is too dear: {error}")
+                sent = await self._attend(each, now)
+            except ChainUnknown as error:
+                self._rests[each.id] = clock + UNKNOWN_S
+                if failed:
+                    raise  # it is not the channel: no node answers
+                failed = True
+                self.alert("claim", what=f"unknown: {error.facts.get('why')}", channel="0x" + each.channel_id.hex())
             else:
                 if sent is not None:
                     return [sent]
         return []
+
+    async def _attend(self, each: Standing, now: int) -> bytes | None:
+        """Claim a channel if that is due, else look after it; the hash of what was sent."""
+        try:
+            sent = await self._claim(each) if self._due(each, now) else None
+            if sent is None:
+                await self._look_after(each, now)
+            return sent
+        except Reverted as error:
+            self._rest(each)
+            await self._refused(each, error)
+        except TooDear as error:
+            self._rest(each)
+            self.alert("claim", what=f"gas is too dear: {error}")
+        return None
 
     def _due(self, each: Standing, now: int) -> bool:
         unclaimed, near = each.charged - each.claimed, each.expiry <= now + self.buffer_s
@@ -203,6 +219,8 @@ class Collector:
         chain = self.provider.chain
         if await chain.buried(each.channel_id) is not None or await chain.latest(each.channel_id) is not None:
             return False
+        if (await chain.buried_block()).timestamp < int(_seconds(each.used_at)):
+            return False  # a node that is behind: the channel was there later
         chain.forget(each.channel_id)
         await self.store.write(claims.gone, each.id, self.now())
         if each.closing is None and each.charged > each.claimed:

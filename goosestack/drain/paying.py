@@ -78,8 +78,8 @@ class Agent(Principal):
 class Vouchers:
     """Identifies by a voucher: an agent is the consumer of the channel that it pays from."""
 
-    def __init__(self, provider: Provider) -> None:
-        self._provider = provider
+    def __init__(self, provider: Provider, store: Store) -> None:
+        self._provider, self._store = provider, store
 
     def credential(self, headers: RawHeaders) -> str | None:
         """See `Identifier.credential`."""
@@ -91,6 +91,15 @@ class Vouchers:
     def owns(self, credential: str) -> bool:
         """See `Identifier.owns`."""
         return True
+
+    def asks(self, headers: RawHeaders) -> bool:
+        """See `Asking.asks`: a channel that has paid before nobody can invent, and it is kept for a while."""
+        try:
+            sent = self.credential(headers)
+            voucher = None if sent is None else parse_voucher(sent)
+        except Problem:
+            return False  # as cheap to refuse as a bad key
+        return voucher is not None and self._store.peek(books.find, self._provider.domain, voucher.channel_id) is None
 
     def missing(self) -> Problem:
         """See `Identifier.missing`."""
@@ -119,7 +128,9 @@ class VoucherFunding:
 
     def payer(self, caller: Principal) -> Payer | None:
         """See `Funding.payer`."""
-        return ByVoucher(self._provider, self._store, caller) if isinstance(caller, Agent) else None
+        if not isinstance(caller, Agent):
+            return None
+        return ByVoucher(self._provider, self._store, caller, self._provider.prices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +140,8 @@ class ByVoucher:
     provider: Provider
     store: Store
     agent: Agent
+    at: Prices
+    """Today's, also where the contract's fee changes before the answer ends: a request costs what it was held for."""
 
     @property
     def account_id(self) -> int | None:
@@ -155,7 +168,7 @@ class ByVoucher:
 
     def prices(self, model: Model) -> tuple[Model, Terms]:
         """See `Payer.prices`."""
-        return self.provider.prices.of(model)
+        return self.at.of(model)
 
     def authorize(self, tx: Tx, hold: NewHold, at_least: int, at_most: int, now: str) -> Authorized:
         """See `Payer.authorize`."""

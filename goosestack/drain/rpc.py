@@ -146,7 +146,12 @@ class Rpc:
     async def _answer(self, node: _Node, method: str, params: Sequence[object], read: Callable[[object], T]) -> T:
         """One node's answer. Raises NoAnswer, Refused or Reverted; a node without a readable one is asked last then."""
         try:
-            async with asyncio.timeout(self._timeout_s), self._room:
+            async with asyncio.timeout(self._timeout_s):
+                await self._room.acquire()
+        except TimeoutError:  # which is not the node's fault
+            raise NoAnswer("too many questions are under way") from None
+        try:
+            async with asyncio.timeout(self._timeout_s):
                 if node.same_chain_until <= self._clock():
                     if quantity(await self._exchange(node, "eth_chainId", ())) != self.chain_id:
                         raise NoAnswer("the node is on another chain")
@@ -157,6 +162,8 @@ class Rpc:
             node.same_chain_until = float("-inf")
             why = "no answer in time" if isinstance(error, TimeoutError) else str(error)
             raise NoAnswer(why) from None
+        finally:
+            self._room.release()
 
     async def _exchange(self, node: _Node, method: str, params: Sequence[object]) -> object:
         number = next(self._ids)
