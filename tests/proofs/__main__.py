@@ -77,12 +77,13 @@ def again(proof: Proof, attempt: Attempt) -> str:
 
 def scorecard(scores: list[Score]) -> str:
     """A Markdown table, as the README has it."""
-    lines = ["| proof | reached | target | held | time |", "|---|---|---|---|---|"]
+    lines = ["| proof | claim | target | reached | held | time |", "|---|---|---|---|---|---|"]
     for score in scores:
         cells = (
-            score.proof.name,
-            words(score.attempt.reached),
+            f"`{score.proof.name}`",
+            score.proof.claim,
             words(score.proof.full),
+            words(score.attempt.reached),
             "yes" if score.story is None else "REFUTED",
             f"{score.seconds:,.0f} s",
         )

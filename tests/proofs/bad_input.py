@@ -186,7 +186,7 @@ def raw_bytes(attempt: Attempt, world: World) -> None:
 
 PROOF = Proof(
     name="bad-input",
-    claim="nothing that is sent is a fault, what is refused is not sent on, and what passes is billed",
+    claim="Nothing that is sent is a fault, what is refused is not sent on, and what passes is billed.",
     short={"named": 150, "fuzzed": 600},
     full={"named": 400, "fuzzed": 200_000},
     run=run,

@@ -228,7 +228,7 @@ def judge_row(attempt: Attempt, leaver: Leaver, row: dict[str, Any]) -> None:
 
 PROOF = Proof(
     name="disconnects",
-    claim="clients that go at any offset, half-close, reset or stop reading: each has its billed row, no hold stays",
+    claim="Clients that go at any offset, half-close, reset or stop reading: each has its billed row, no hold stays.",
     short={"clients": 150},
     full={"clients": 10_000},
     run=run,

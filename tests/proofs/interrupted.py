@@ -347,7 +347,7 @@ async def job_of(house: House, job: str, _alice: Resident) -> None:
 
 PROOF = Proof(
     name="interrupted",
-    claim="a handler that is cancelled, or raised into, at any of its awaits holds nothing and hangs nobody",
+    claim="A handler that is cancelled, or raised into, at any of its awaits holds nothing and hangs nobody.",
     short={"handlers": 6, "pairs": 1},
     full={"handlers": len(OWN) + len(RELAYS) + len(ARGS) + len(app.JOBS), "pairs": 800},
     run=run,

@@ -183,7 +183,7 @@ def judge(load: Load) -> None:
 
 PROOF = Proof(
     name="killed-daemon",
-    claim="kill -9 and SIGTERM of the daemon under load: every dispatch has exactly one row, and no hold stays open",
+    claim="Kill -9 and SIGTERM of the daemon under load: every dispatch has exactly one row, and no hold stays open.",
     short={"kills": 1, "sigterms": 1},
     full={"kills": 200, "sigterms": 100},
     run=run,

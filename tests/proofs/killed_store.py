@@ -237,7 +237,7 @@ def told(worker: Worker, lines: list[bytes], verdict: Verdict) -> str:
 
 PROOF = Proof(
     name="killed-store",
-    claim="what was answered is there after kill -9, in the trade, in a recovery, in a checkpoint, in the closing",
+    claim="What was answered is there after kill -9, in the trade, in a recovery, in a checkpoint, in the closing.",
     short={"cycles": 24, "answers": 2_000},
     full={"cycles": 5_000, "answers": 1_000_000},
     run=run,

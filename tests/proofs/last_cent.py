@@ -125,7 +125,7 @@ def books_add_up(attempt: Attempt, world: World) -> None:
 
 PROOF = Proof(
     name="last-cent",
-    claim="500 requests at once on a balance or an allowance that covers one: one winner, never negative",
+    claim="500 requests at once on a balance or an allowance that covers one: one winner, never negative.",
     short={"rounds": 2, "requests": 1_000},
     full={"rounds": 200, "requests": 100_000},
     run=run,

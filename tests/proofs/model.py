@@ -395,7 +395,7 @@ class Invention:
 
 PROOF = Proof(
     name="model",
-    claim="the ledger's SQL answers as an independent model predicts, whatever is asked in whatever order",
+    claim="The ledger's SQL answers as an independent model predicts, whatever is asked in whatever order.",
     short={"operations": 10_000, "hypothesis steps": 400},
     full={"operations": 20_000_000, "hypothesis steps": 250_000},
     run=run,

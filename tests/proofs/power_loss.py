@@ -346,7 +346,7 @@ def note(met: Counter[str], disk: Disk, restarts: int, verdict: Verdict) -> None
 
 PROOF = Proof(
     name="power-loss",
-    claim="what was answered is there after the power failed, whatever of the rest had reached the disk",
+    claim="What was answered is there after the power failed, whatever of the rest had reached the disk.",
     short={"states": 150},
     full={"states": 100_000},
     run=run,

@@ -261,7 +261,7 @@ def judge_money(soak: Soak) -> None:
 
 PROOF = Proof(
     name="soak",
-    claim="mixed load and faults for half an hour: flat memory, files, threads and log; no drift of the books",
+    claim="Mixed load and faults for half an hour: flat memory, files, threads and log; no drift of the books.",
     short={"seconds": 4},
     full={"seconds": 1_800},
     run=run,

@@ -212,7 +212,7 @@ def peak_megabytes(world: World) -> float:
 
 PROOF = Proof(
     name="upstream-faults",
-    claim="whatever the upstream does, each request has its answer in the caller's format and exactly one row",
+    claim="Whatever the upstream does, each request has its answer in the caller's format and exactly one row.",
     short={"kinds": 30, "exchanges": 90, "stops": 1},
     full={"kinds": len(KINDS), "exchanges": 3 * len(CASES), "stops": -(-len(CASES) // CROWD)},
     run=run,
