@@ -25,7 +25,7 @@ IDLE_S = 15.0
 CONNECT_S = 10.0
 MOST_HEADER_BYTES = 32 * 1024
 LARGE_BYTES = 4 * 1024 * 1024
-"""Of an answer; hardly any but of embeddings is larger."""
+"""Of a plain answer or of one frame; hardly any but of embeddings and of images is larger."""
 MOST_AT_ONCE_BYTES = 1024 * 1024
 """Larger bodies are handed over piece by piece, so that others get their turn; aiohttp warns of any that are not."""
 
@@ -80,26 +80,51 @@ class Answer:
         except (aiohttp.ClientError, ConnectionError) as error:
             raise Broken(type(error).__name__) from error
 
-    async def read(self, most: int, large: asyncio.Lock | None = None) -> bytes:
-        """All of it. Raises Broken, also where it is more than `most` bytes. Of the answers that share a lock, one at
-        a time is read beyond `LARGE_BYTES`, so that all together have room in memory; the others' connections wait."""
-        pieces, size, alone = [], 0, False
+    async def read(self, most: int, turn: Turn | None = None) -> bytes:
+        """All of it. Raises Broken, also where it is more than `most` bytes. With a `turn`, it waits for that before it
+        reads beyond `LARGE_BYTES`."""
+        pieces: list[bytes] = []
+        size = 0
         try:
             while piece := await self.chunk():
                 size += len(piece)
                 if size > most:
                     raise Broken("the answer is too large")
                 pieces.append(piece)
-                if large is not None and not alone and size > LARGE_BYTES:
-                    alone = await large.acquire()
+                if turn is not None:
+                    await turn.needed(size)
+            return b"".join(pieces)
         finally:
-            if large is not None and alone:
-                large.release()
-        return b"".join(pieces)
+            pieces.clear()  # before anybody else's turn, also where an exception keeps this frame
+            if turn is not None:
+                turn.over()
 
     def close(self) -> None:
         """Let go: a connection whose answer was read to the end is kept, any other is closed at once."""
         self._response.close() if not self._response.content.at_eof() else self._response.release()
+
+
+class Turn:
+    """One answer's share of a lock, by which one at a time is kept in memory beyond `LARGE_BYTES`: so all together have
+    room there. The others' connections wait meanwhile."""
+
+    __slots__ = ("_has", "_lock")
+
+    def __init__(self, lock: asyncio.Lock) -> None:
+        self._lock, self._has = lock, False
+
+    async def needed(self, size: int) -> None:
+        """So much is kept now: wait for the turn where that is large, end it where it is no more."""
+        if size <= LARGE_BYTES:
+            self.over()
+        elif not self._has:
+            self._has = await self._lock.acquire()
+
+    def over(self) -> None:
+        """End it, if it ever began."""
+        if self._has:
+            self._has = False
+            self._lock.release()
 
 
 class Connector(aiohttp.TCPConnector):

@@ -14,7 +14,7 @@ from decimal import Decimal, InvalidOperation
 from goosestack import bidding, costing, errors, ledger, pricing
 from goosestack.accounts import Principal, born_at
 from goosestack.bidding import THREAD_ABOVE_BYTES, Bid, Policy
-from goosestack.http import Answer, Broken, Client, Exchange, Lost, NotSent
+from goosestack.http import Answer, Broken, Client, Exchange, Lost, NotSent, Turn
 from goosestack.ledger import Authorized, Charge, NewHold, Settled
 from goosestack.logs import Log, redact_bytes
 from goosestack.metrics import Metrics
@@ -91,7 +91,7 @@ class Desk:
     bodies: dict[str, int] = field(default_factory=dict)
     """The same by user: nobody takes all the room there is."""
     large_answers: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held while a large plain answer is read."""
+    """Whose turn it is to be large; see `http.Turn`."""
 
     def take_body(self, owner: str, size: int) -> None:
         """Count a piece of a request's body. Raises Overloaded where it has no room."""
@@ -261,7 +261,7 @@ class Relay:
             await self._whole(answer)
 
     async def _whole(self, answer: Answer) -> None:
-        body = await answer.read(MOST_ANSWER_BYTES, self.desk.large_answers)
+        body = await answer.read(MOST_ANSWER_BYTES, Turn(self.desk.large_answers))
         reading = self._reader.reading
         if not self._reader.whole(body):
             if envelope.is_error(body):
@@ -279,17 +279,21 @@ class Relay:
 
     async def _stream(self, answer: Answer) -> None:
         self._begin(Head(200, {**self.headers, **_STREAM_HEADERS}, None))
-        reader, pipe = self._reader, self.pipe
-        while chunk := await answer.chunk():
-            try:
-                passed, last = reader.feed(chunk)
-            except ValueError as error:
-                raise Broken(str(error)) from error
-            if passed:
-                await pipe.put(passed, self._loop.time())
-            if last is not None:
-                await self._end_stream(last)
-                return
+        reader, pipe, turn = self._reader, self.pipe, Turn(self.desk.large_answers)
+        try:
+            while chunk := await answer.chunk():
+                try:
+                    passed, last = reader.feed(chunk)
+                except ValueError as error:
+                    raise Broken(str(error)) from error
+                await turn.needed(reader.gathered)
+                if passed:
+                    await pipe.put(passed, self._loop.time())
+                if last is not None:
+                    await self._end_stream(last)
+                    return
+        finally:
+            turn.over()
         raise Broken("it ended early")
 
     async def _end_stream(self, last: bytes) -> None:

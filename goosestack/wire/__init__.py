@@ -100,6 +100,11 @@ class Reader(Protocol):
 
     reading: Reading
 
+    @property
+    def gathered(self) -> int:
+        """Bytes of a frame whose end has not come yet."""
+        ...
+
     def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
         """Take what the upstream sent; give back the complete frames that may pass, and the terminal frame once
         it has come. Raises ValueError where a frame is larger than any provider sends."""

@@ -453,6 +453,9 @@ def _disjoint(reported: Mapping[str, int]) -> dict[str, int]:
 class CountReader:
     """Reads the answer of `count_tokens`, which costs nothing."""
 
+    gathered = 0
+    """See `Reader.gathered`."""
+
     def catch_up(self) -> None:
         """See `Reader.catch_up`."""
 

@@ -103,6 +103,9 @@ _USAGE = msgspec.json.Decoder(_Usage)
 class EmbeddingsReader:
     """Reads the answer, which comes as a whole."""
 
+    gathered = 0
+    """See `Reader.gathered`."""
+
     def __init__(self) -> None:
         self.reading = Reading()
 

@@ -42,6 +42,11 @@ class Stream(ABC):
         self._pending: list[bytes] = []
         self._pending_bytes = 0
 
+    @property
+    def gathered(self) -> int:
+        """See `Reader.gathered`."""
+        return len(self._rest)
+
     @abstractmethod
     def read(self, frame: bytes, payload: bytes) -> Verdict:
         """Read one frame and its payload, which is empty for a comment."""
