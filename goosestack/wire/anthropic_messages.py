@@ -384,7 +384,7 @@ class MessagesReader(Stream):
         if event.message is not None:
             self._take(event.message, begins=True)
         self._report(bytes(event.usage))
-        self.reading.error = event.type == "error"
+        self.reading.error |= event.type == "error"  # what passed before it may be read after it
         return event.type in ("message_stop", "error")
 
     def _take(self, message: _Message, *, begins: bool = False) -> None:
