@@ -133,6 +133,10 @@ class Ledger:
         owed = ledger.bring(self.db, account_id, kind or "topup", ref, int(units), NOW)
         return {**self.funds(account_id), "owed": owed}
 
+    def do_due(self, ref: str) -> Facts:
+        """What a ref was last brought to."""
+        return {"brought": ledger.has_due(self.db, ref), "target": ledger.target_of(self.db, ref)}
+
     def do_entries(self, ref: str) -> Facts:
         """The movements that were made for a ref, as `kind:units` with commas."""
         rows = self.db.execute("SELECT kind, amount FROM entries WHERE cause = ? ORDER BY seq", (ref,)).fetchall()

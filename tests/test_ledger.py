@@ -271,6 +271,14 @@ def test_a_released_hold_costs_nothing(tell: Tell) -> None:
     """)
 
 
+def test_a_free_call_that_is_released_has_a_row_all_the_same(tell: Tell) -> None:
+    tell("""
+        authorize r1 nobody 0    |
+        release r1               | released
+        row r1                   | status released reason refused_400 held 0 charged 0
+    """)
+
+
 def test_releasing_what_is_settled_changes_nothing_and_says_so(tell: Tell) -> None:
     tell("""
         topup alice 100          |
@@ -506,6 +514,19 @@ def test_what_is_brought_to_a_target_is_posted_once_for_all(tell: Tell) -> None:
         bring alice 50 pay_1 refund   | balance 50
         bring alice 0 pay_1 refund    | balance 0 debt 0
         entries pay_1           | are topup:100,topup:30,refund:-80,refund:-50
+    """)
+
+
+def test_it_can_be_asked_what_something_was_brought_to(tell: Tell) -> None:
+    tell("""
+        due pay_1               | brought False target 0
+        bring alice 100 pay_1   |
+        due pay_1               | brought True target 100
+        bring alice 40 pay_1    |
+        due pay_1               | brought True target 40
+        bring alice 0 pay_1     |
+        due pay_1               | brought True target 0
+        due pay_2               | brought False target 0
     """)
 
 

@@ -264,6 +264,12 @@ def test_later_rates_replace_earlier_ones_whole_on_their_day() -> None:
         assert charge(model, Usage(input=1), Terms(), day) == ceil(Fraction(prices[0], 1000))
 
 
+def test_what_is_estimated_anew_of_one_side_replaces_all_classes_of_that_side_alone() -> None:
+    used = Usage(1, 2, 3, 4, 5, 6, 7, 8, 9)
+    assert pricing.with_input(used, 50) == Usage(50, 2, 0, 0, 0, 0, 7, 8, 9)
+    assert pricing.with_output(used, 50) == Usage(1, 50, 3, 4, 5, 6, 0, 8, 9)
+
+
 # --- the book that is shipped ---------------------------------------------------------------------------------
 
 

@@ -358,6 +358,13 @@ def test_the_tier_is_the_one_that_served(usage: dict[str, object], tier: str | N
     assert found.reading.tier == tier
 
 
+def test_a_usage_that_counts_neither_input_nor_output_is_none() -> None:
+    found = reader()
+    found.feed(begins(cache_read_input_tokens=5, output_tokens=1))
+    found.catch_up()
+    assert found.reading.usage is None and found.reading.nonsense is None
+
+
 def whole(answer: Any, given: Reader | None = None) -> tuple[bool, Reader]:
     found = given or reader(keep_text=True)
     data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()

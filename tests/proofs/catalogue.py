@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.proofs import branches
 from tests.proofs.proof import Proof
 
-PROOFS: tuple[Proof, ...] = ()
+PROOFS: tuple[Proof, ...] = (branches.PROOF,)
