@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.proofs import branches
+from tests.proofs import branches, mutants
 from tests.proofs.proof import Proof
 
-PROOFS: tuple[Proof, ...] = (branches.PROOF,)
+PROOFS: tuple[Proof, ...] = (branches.PROOF, mutants.PROOF)
