@@ -253,8 +253,7 @@ def of_intent(tx: Tx, intent: str) -> str | None:
 def refold(tx: Tx, subscription: str, terms: Terms, now: str) -> Change:
     """Compute where a subscription stands, and until when its user is Pro by all of theirs."""
     row = tx.execute("SELECT user_id, status, until FROM subscriptions WHERE id = ?", (subscription,)).fetchone()
-    if row is None:
-        return Change()
+    assert row is not None, "whatever is known of a subscription, it was remembered with that"
     user_id, status, until = row
     facts = _gather(tx, subscription)
     if terms.plans is not None:

@@ -50,7 +50,7 @@ PARTS = (
         tuple(MONEY_IN.split()),
         tuple(
             """billing webhook payments subscriptions stripe_facts auto_topup reconcile threats_billing
-            threats_stripe""".split()
+            threats_stripe till cashier""".split()
         ),
     ),
     Part(
