@@ -87,12 +87,12 @@ class Settled:
     """The receipt of a settled hold. `billed` and `balance` count units, the rest grains."""
 
     status: str
-    charged: int = 0
-    billed: int = 0
-    nanos: int = 0
-    shortfall: int = 0
-    balance: int = 0
-    available: int = 0
+    charged: int
+    billed: int
+    nanos: int
+    shortfall: int
+    balance: int
+    available: int
 
 
 # --- accounts and entries -------------------------------------------------------------------------------------

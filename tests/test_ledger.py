@@ -5,12 +5,13 @@ Wherever a story ends, the books add up, from the beginning and since the last s
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from goosestack import ledger
-from tests.stories import Ledger
+from tests.stories import NOW, Ledger
 
 Tell = Callable[[str], Ledger]
 
@@ -38,6 +39,46 @@ def test_what_is_posted_is_the_balance(tell: Tell) -> None:
         refund alice -30     | posted balance 75
         reversal alice -75   | posted balance 0 available 0
     """)
+
+
+def test_an_entry_says_what_it_is_of_why_and_when(book: Ledger) -> None:
+    book.tell("topup alice 100 pay_1 \n bring alice 5 pay_2")
+    ledger.post(book.db, 1, "adjustment", "desk_1", -3, "2026-11-22T00:00:00.000Z", note="ours")
+    rows = book.db.execute("SELECT seq, id, account_id, kind, ref, amount, note, cause, created_at FROM entries")
+    assert rows.fetchall() == [
+        (1, "ent_topup_pay_1", 1, "topup", "pay_1", 100, "", None, NOW),
+        (2, "ent_topup_pay_2#1", 1, "topup", "pay_2#1", 5, "", "pay_2", NOW),
+        (
+            3,
+            "ent_adjustment_desk_1",
+            1,
+            "adjustment",
+            "desk_1",
+            -3,
+            "ours",
+            None,
+            "2026-11-22T00:00:00.000Z",
+        ),
+    ]
+
+
+@pytest.mark.parametrize("way", [1, -1])
+def test_an_account_is_one_users_in_one_unit_for_one_ref(book: Ledger, way: int) -> None:
+    for user in ("alice", "bob"):
+        book.account(user)
+    wanted = list(itertools.product(("alice", "bob"), ledger.GRAINS, ("", "a", "b")))[::way]
+    ids = {each: ledger.open_account(book.db, each[0], each[1], NOW, ref=each[2]) for each in wanted}
+    rows = book.db.execute("SELECT user_id, unit, ref, id, grain, balance, updated_at FROM accounts").fetchall()
+    assert {row[:3]: row[3] for row in rows} == ids and len(ids) == 18
+    assert {row[4:] for row in rows if row[1] == "usdc_micro"} == {(1_000, 0, NOW)}
+    for each in reversed(wanted):
+        assert ledger.open_account(book.db, each[0], each[1], NOW, ref=each[2]) == ids[each]
+    assert ledger.open_account(book.db, "alice", "tokens", NOW) == ids["alice", "tokens", ""]
+
+
+def test_nobody_has_nothing_and_owes_nothing(book: Ledger) -> None:
+    book.tell("topup alice 5")
+    assert (ledger.left_in(book.db, None), ledger.owed_by(book.db, None)) == (0, 0)
 
 
 def test_an_entry_is_posted_once_for_its_ref(tell: Tell) -> None:
@@ -91,6 +132,16 @@ def test_a_hold_into_the_carry_keeps_the_last_cent(tell: Tell) -> None:
         release r2               | released
         authorize r3 alice 9999999   | available 1c
         refund alice -1          | balance 0 carry 9999999 available 0
+    """)
+
+
+def test_the_largest_balance_is_a_hundred_billion_units(tell: Tell) -> None:
+    tell("""
+        topup alice 100000000000      | posted
+        topup alice 1                 | error no room
+        bring bob 100000000000 pay_1  | balance 100000000000
+        topup carol 100000000001      | error no movement
+        bring carol 100000000001 p    | error no target
     """)
 
 
@@ -152,6 +203,9 @@ def test_the_same_hold_is_made_once(tell: Tell) -> None:
         authorize r1 alice 1c..30c   | holds 30c available 70c
         authorize r1 alice 1c..30c   | holds 30c available 70c held 30c
         authorize r1 alice 50c..90c  | holds 30c available 70c held 30c
+        authorize r2 alice 1c..90c   | holds 70c available 0
+        authorize r2 alice 1c..90c   | holds 70c available 0
+        release r2                   |
         topup bob 100                |
         authorize r1 bob 1c          | error used before
         release r1                   | released held 0
@@ -365,6 +419,21 @@ def test_a_correction_takes_what_is_available_and_no_hold_of_another(tell: Tell)
     """)
 
 
+def test_an_estimate_that_took_all_there_was_is_corrected_by_what_it_was_short_of(tell: Tell) -> None:
+    tell("""
+        topup alice 10             |
+        authorize r1 alice 10c     |
+        settle r1 15c estimated    | charged 10c shortfall 5c balance 0
+        topup alice 50             |
+        settle r1 25c              | charged 25c cost 25c shortfall 5c balance 35
+        row r1.c                   | charged 15c cost_nanos 10c shortfall 0
+    """)
+
+
+def test_a_charge_counts_nothing_and_is_no_estimate_unless_it_says_so() -> None:
+    assert ledger.Charge(5, 7) == ledger.Charge(5, 7, (0,) * 9, estimated=False)
+
+
 def test_an_estimate_is_corrected_once(tell: Tell) -> None:
     tell("""
         topup alice 100            |
@@ -519,14 +588,21 @@ def test_what_is_brought_to_a_target_is_posted_once_for_all(tell: Tell) -> None:
 
 def test_it_can_be_asked_what_something_was_brought_to(tell: Tell) -> None:
     tell("""
-        due pay_1               | brought False target 0
-        bring alice 100 pay_1   |
-        due pay_1               | brought True target 100
-        bring alice 40 pay_1    |
-        due pay_1               | brought True target 40
-        bring alice 0 pay_1     |
-        due pay_1               | brought True target 0
         due pay_2               | brought False target 0
+        bring alice 100 pay_2   |
+        due pay_2               | brought True target 100
+        due pay_1               | brought False target 0
+        due pay_3               | brought False target 0
+        bring alice 7 pay_1     |
+        bring alice 8 pay_3     |
+        due pay_2               | brought True target 100
+        authorize r1 alice 90c  |
+        bring alice 40 pay_2    | owed 35 debt 35
+        due pay_2               | brought True target 40
+        bring alice 0 pay_2     | owed 75
+        due pay_2               | brought True target 0
+        due pay_1               | brought True target 7
+        due pay_3               | brought True target 8
     """)
 
 
@@ -563,6 +639,8 @@ def test_nothing_is_admitted_while_something_is_owed(tell: Tell) -> None:
         settle r1 4c+5                 | balance 5 carry 9999995
         bring alice 0 pay_1 reversal   | owed 5 balance 0 carry 9999995 available 9999995
         authorize r2 alice 1           | refused debt 5 available 9999995
+        topup bob 1                    |
+        authorize r4 bob 1c+1          | refused debt 0 available 1c
         authorize r2 alice 0           | refused debt 5
         authorize r3 nobody 0          | holds 0
         grant alice 5                  | posted balance 0 debt 0

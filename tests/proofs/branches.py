@@ -56,7 +56,7 @@ PARTS = (
     Part(
         "store",
         ("store/__init__", "store/sqlite", "store/migrations", "store/backup"),
-        ("store", "store_sqlite", "backup"),
+        ("store", "store_sqlite", "backup", "restore_killed"),
     ),
     Part("pricing", ("pricing",), ("pricing", "prices_file")),
     Part(

@@ -86,7 +86,8 @@ _COLUMNS: Mapping[str, Sequence[str]] = {
 """Columns that could be taken for one another."""
 
 _TOKEN = re.compile(
-    r"""--[^\n]*|'[^']*'|<>|<=|>=|[<>=+*/-]|\bLEFT\ JOIN\b|\bORDER\ BY\ \w[\w.]*|\b[A-Za-z_][\w]*\b|\b\d+\b""",
+    r"""--[^\n]*|'[^']*'|SELECT\ 1\ FROM|<>|<=|>=|[<>=+*/-]|\bLEFT\ JOIN\b
+    |\bORDER\ BY\ \w[\w.]*|\b[A-Za-z_]\w*\b|\b\d+\b""",
     re.VERBOSE,
 )
 _SQL = re.compile(r"\b(SELECT|INSERT INTO|UPDATE|FROM|WHERE|VALUES|ON CONFLICT|coalesce|RETURNING)\b|^ AND |= \?")
@@ -235,7 +236,8 @@ def _constants(node: ast.Constant, parent: ast.AST) -> Iterator[Change]:
         yield node, "value", not value
     elif isinstance(value, int):
         yield node, "value", value + 1
-        yield node, "value", value - 1
+        if not isinstance(parent, ast.Subscript):  # -1 is where 0 is, in a row of one
+            yield node, "value", value - 1
     elif isinstance(value, str) and _SQL.search(value):
         for changed in _in_sql(value):
             yield node, "value", changed
@@ -272,7 +274,7 @@ def _in_sql(sql: str) -> Iterator[str]:
 
 
 _TOKENS: Mapping[str, Sequence[str]] = {
-    "=": ("<>", ">=", "<="),
+    "=": ("<>", "<="),
     "<>": ("=",),
     "<": ("<=", ">="),
     "<=": ("<", ">"),
