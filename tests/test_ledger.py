@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from goosestack import ledger
-from tests.stories import NOW, Ledger
+from tests.stories import CENT, NOW, Ledger
+
+LATER = "2026-11-22T12:00:00.000Z"
 
 Tell = Callable[[str], Ledger]
 
@@ -43,7 +45,7 @@ def test_what_is_posted_is_the_balance(tell: Tell) -> None:
 
 def test_an_entry_says_what_it_is_of_why_and_when(book: Ledger) -> None:
     book.tell("topup alice 100 pay_1 \n bring alice 5 pay_2")
-    ledger.post(book.db, 1, "adjustment", "desk_1", -3, "2026-11-22T00:00:00.000Z", note="ours")
+    ledger.post(book.db, 1, "adjustment", "desk_1", -3, LATER, note="ours")
     rows = book.db.execute("SELECT seq, id, account_id, kind, ref, amount, note, cause, created_at FROM entries")
     assert rows.fetchall() == [
         (1, "ent_topup_pay_1", 1, "topup", "pay_1", 100, "", None, NOW),
@@ -57,7 +59,7 @@ def test_an_entry_says_what_it_is_of_why_and_when(book: Ledger) -> None:
             -3,
             "ours",
             None,
-            "2026-11-22T00:00:00.000Z",
+            LATER,
         ),
     ]
 
@@ -419,15 +421,24 @@ def test_a_correction_takes_what_is_available_and_no_hold_of_another(tell: Tell)
     """)
 
 
-def test_an_estimate_that_took_all_there_was_is_corrected_by_what_it_was_short_of(tell: Tell) -> None:
-    tell("""
-        topup alice 10             |
-        authorize r1 alice 10c     |
-        settle r1 15c estimated    | charged 10c shortfall 5c balance 0
-        topup alice 50             |
-        settle r1 25c              | charged 25c cost 25c shortfall 5c balance 35
-        row r1.c                   | charged 15c cost_nanos 10c shortfall 0
-    """)
+def test_a_correction_is_a_row_of_its_own_that_bears_the_differences(book: Ledger) -> None:
+    book.tell("topup alice 100 \n authorize r1 alice 30c")
+    guessed = ledger.Charge(3 * CENT, 1_000, (10, 20, 30, 40, 50, 60, 70, 80, 90), estimated=True)
+    truth = ledger.Charge(5 * CENT + 1, 1_700, (11, 22, 33, 44, 55, 66, 77, 88, 0))
+    assert ledger.settle(book.db, "r1", guessed, "cut", NOW).nanos == 1_000
+    receipt = ledger.settle(book.db, "r1", truth, "completed", LATER)
+    assert receipt == ledger.Settled("settled", 5 * CENT + 1, 6, 1_700, 0, 94, 95 * CENT - 1)
+    names = "id, reason, charged, billed, cost_cents, cost_nanos, shortfall, estimated, settled_seq, quote, held"
+    assert book.db.execute(f"SELECT {names}, ended_at FROM usage_log ORDER BY id").fetchall() == [
+        ("r1", "cut", 3 * CENT, 3, 3, 1_000, 0, 1, 1, 30 * CENT, 30 * CENT, NOW),
+        ("r1.c", "correction: completed", 2 * CENT + 1, 3, 3, 700, 0, 0, 2, 0, 0, LATER),
+    ]
+    counts = book.db.execute(f"SELECT {', '.join(ledger.COUNTS)} FROM usage_log ORDER BY id").fetchall()
+    assert counts == [guessed.counts, (1, 2, 3, 4, 5, 6, 7, 8, -90)]
+    whose = "user_id, key_id, account_id, unit, process_id, wire, provider, model"
+    first, second = book.db.execute(f"SELECT {whose} FROM usage_log ORDER BY id").fetchall()
+    assert first == second == ("alice", None, 1, "usd_cents", 1, "openai_chat", "openai", "gpt")
+    book.tell("check full | right")
 
 
 def test_a_charge_counts_nothing_and_is_no_estimate_unless_it_says_so() -> None:
@@ -482,8 +493,23 @@ def test_what_was_seen_of_an_answer_is_charged_as_an_estimate(tell: Tell) -> Non
         restart                    |
         recover                    | charged 1 given_back 0
         row r1                     | status settled reason recovered charged 7c estimated 1 input_tokens 7c
+        row r1                     | cost_nanos 7c settled_seq 1
         show alice                 | balance 93 held 0
         settle r1 9c               | charged 9c balance 91
+    """)
+
+
+def test_recovery_settles_in_the_order_of_the_requests_and_not_of_the_rows(tell: Tell) -> None:
+    tell("""
+        topup alice 100            |
+        authorize r2 alice 10c     |
+        authorize r1 alice 10c     |
+        journal r2 1c              |
+        journal r1 1c              |
+        restart                    |
+        recover                    | charged 2
+        row r1                     | settled_seq 1
+        row r2                     | settled_seq 2
     """)
 
 
