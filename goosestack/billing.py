@@ -256,12 +256,13 @@ class Billing:
             raise Unreadable("no signature")
         raw = await read_body(self.door, request.scope, request.receive, MOST_WEBHOOK_BYTES, address)
         self.door.give_body(address, len(raw))
-        if not self.till.verified(raw, headers[0], self.shop.secrets):
-            raise Unreadable("no signature that holds")
         try:
-            return stripe_facts.open_event(raw), raw.decode()
+            text = raw.decode()
         except UnicodeDecodeError as error:
             raise Unreadable("no UTF-8") from error
+        if not self.till.verified(raw, headers[0], self.shop.secrets):
+            raise Unreadable("no signature that holds")
+        return stripe_facts.open_event(raw), text
 
     async def take(self, event: Event, body: str) -> str:
         """Take an event whose origin is proved; see `inbox.receive`. One that cannot be understood, or whose effect

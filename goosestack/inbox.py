@@ -145,7 +145,7 @@ def _note(tx: Tx, news: News, touched: Touched, terms: Terms, now: str) -> None:
             subscription = subscriptions.note_invoice(tx, news, terms, now)
         case Paying():
             subscription = subscriptions.note_paying(tx, news)
-        case Subscription():
+        case _:  # a Subscription
             subscription = subscriptions.note_subscription(tx, news, now)
     if payment is not None:
         touched.payments.add(payment.id)

@@ -87,12 +87,12 @@ class Settled:
     """The receipt of a settled hold. `billed` and `balance` count units, the rest grains."""
 
     status: str
-    charged: int = 0
-    billed: int = 0
-    nanos: int = 0
-    shortfall: int = 0
-    balance: int = 0
-    available: int = 0
+    charged: int
+    billed: int
+    nanos: int
+    shortfall: int
+    balance: int
+    available: int
 
 
 # --- accounts and entries -------------------------------------------------------------------------------------
@@ -295,8 +295,8 @@ def settle(tx: Tx, hold_id: str, charge: Charge, reason: str, now: str) -> Settl
 
     The charge takes what the account has (this hold and whatever else is available), never more: the
     difference is the row's `shortfall`. Settling again changes nothing, except that a row that was settled on
-    an estimate is corrected once by a charge that is not one. A released hold is an error, and so is a charge below
-    zero: a request never adds to a balance.
+    an estimate (which is never above the hold, and so never short) is corrected once by a charge that is not one. A
+    released hold is an error, and so is a charge below zero: a request never adds to a balance.
     """
     if charge.amount < 0:
         raise LedgerError(f"hold {hold_id} cannot be charged {charge.amount}")
@@ -490,9 +490,7 @@ def check(tx: Tx, *, full: bool) -> Books:
         WITH since AS (SELECT * FROM {since} AS verified), start AS (
             SELECT a.id, coalesce(s.entered, 0) AS entered, coalesce(s.billed, 0) AS billed,
                    coalesce(s.charged, 0) AS charged
-            FROM accounts a LEFT JOIN statements s
-            ON s.account_id = a.id AND s.settled_seq <= (SELECT settled_seq FROM since)
-            AND s.entry_seq <= (SELECT entry_seq FROM since) AND {0 if full else 1} = 1
+            FROM accounts a LEFT JOIN statements s ON s.account_id = a.id AND {0 if full else 1} = 1
         ), paid AS (
             SELECT account_id, sum(billed) AS billed, sum(charged) AS charged FROM usage_log
             WHERE settled_seq > (SELECT settled_seq FROM since) GROUP BY account_id

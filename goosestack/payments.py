@@ -341,7 +341,7 @@ def note_money(tx: Tx, news: Charged | Refund | Dispute) -> Payment | None:
             keep(tx, Fact(news.intent, "refund", news.id, news.amount, news.created))
             if news.failed_at is not None:
                 keep_first(tx, Fact(news.intent, "refund_failed", news.id, news.amount, news.failed_at))
-        case Dispute():
+        case _:  # a Dispute
             facts = (Fact(news.intent, state, news.id, news.amount, detail=news.currency) for state in news.states)
             keep(tx, *sorted(facts))
     return find(tx, "intent_id", news.intent)

@@ -298,8 +298,7 @@ def plans_paid(facts: Iterable[Fact], terms: Terms) -> dict[str, Paid]:
 def refold(tx: Tx, subscription: str, terms: Terms, now: str) -> Change:
     """Compute where a subscription stands, and until when its user is Pro by all of theirs."""
     row = tx.execute("SELECT user_id, status, until FROM subscriptions WHERE id = ?", (subscription,)).fetchone()
-    if row is None:
-        return Change()
+    assert row is not None, "whatever is known of a subscription, it was remembered with that"
     user_id, status, until = row
     facts = _gather(tx, subscription)
     table = Plans() if terms.plans is None else terms.plans

@@ -7,11 +7,12 @@ key; ours are the ids of our own rows, so that a call is the same one also after
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
-from goosestack.http import FAILURES, session_for
+from goosestack.http import session_for
 
 Object: TypeAlias = Mapping[str, Any]
+T = TypeVar("T")
 
 API_VERSION = "2026-10-28.endive"
 """What we speak, and what a webhook endpoint that we make is pinned to."""
@@ -134,7 +135,7 @@ class StripeTill:
 
     async def create_customer(self, params: Object, key: str) -> str:
         """See `Till.create_customer`."""
-        return str((await self._ask(self._client.v1.customers.create_async, params, key))["id"])
+        return _part(await self._ask(self._client.v1.customers.create_async, params, key), "id", str)
 
     async def is_deleted(self, customer: str) -> bool:
         """See `Till.is_deleted`."""
@@ -147,13 +148,13 @@ class StripeTill:
     async def create_portal(self, customer: str, return_url: str) -> str:
         """See `Till.create_portal`."""
         params = {"customer": customer, "return_url": return_url}
-        return str((await self._ask(self._client.v1.billing_portal.sessions.create_async, params))["url"])
+        return _part(await self._ask(self._client.v1.billing_portal.sessions.create_async, params), "url", str)
 
     async def saved_card(self, customer: str) -> str | None:
         """See `Till.saved_card`."""
         params = {"customer": customer, "limit": 1}
         try:
-            cards = (await self._ask(self._client.v1.payment_methods.list_async, params))["data"]
+            cards = _part(await self._ask(self._client.v1.payment_methods.list_async, params), "data", list)
         except TillError as error:
             if error.code == "resource_missing":  # the customer is gone, and what was saved with it
                 return None
@@ -166,10 +167,7 @@ class StripeTill:
 
     async def endpoints(self) -> Sequence[Object]:
         """See `Till.endpoints`."""
-        found: Sequence[Object] = (await self._ask(self._client.v1.webhook_endpoints.list_async, {"limit": 100}))[
-            "data"
-        ]
-        return found
+        return _part(await self._ask(self._client.v1.webhook_endpoints.list_async, {"limit": 100}), "data", list)
 
     async def create_endpoint(self, url: str, events: Sequence[str]) -> Object:
         """See `Till.create_endpoint`."""
@@ -182,11 +180,12 @@ class StripeTill:
         params: dict[str, Any] = {"limit": PAGE, "created": {"gte": since}, **SOURCES[source]}
         while True:
             page = await self._answer(self._client.raw_request_async("get", PATHS[source], **params))
-            for each in page["data"]:
+            found = _part(page, "data", list)
+            for each in found:
                 yield each
-            if not page["has_more"] or not page["data"]:
+            if not _part(page, "has_more", bool) or not found:
                 return
-            params["starting_after"] = page["data"][-1]["id"]
+            params["starting_after"] = found[-1]["id"]
 
     def verified(self, payload: bytes, header: str, secrets: Sequence[str]) -> bool:
         """See `Till.verified`. Whatever the library makes of a strange header or body, it proves nothing."""
@@ -221,11 +220,19 @@ class StripeTill:
             spent = status is not None and status not in (401, 403, 409, 429)
             text = f"{type(error).__name__} {error.code or ''}".strip()
             raise TillError(text, error.code, certain=spent and status < 500, spent=spent) from None
-        except (*FAILURES, ValueError) as error:
+        except Exception as error:  # it raises several kinds for what is no answer of Stripe's
             raise TillError(type(error).__name__) from None
         if not isinstance(plain, dict):
             raise TillError("an answer that is none")
         return plain
+
+
+def _part(answer: Object, name: str, kind: type[T]) -> T:
+    """A field that Stripe's answer must have. Raises TillError."""
+    found = answer.get(name)
+    if not isinstance(found, kind):
+        raise TillError(f"an answer without `{name}`")
+    return found
 
 
 def _failed_intent(body: object) -> Object:

@@ -79,6 +79,20 @@ async def break_writer(path: Path) -> None:
     await store.write(add_user, "bob")
 
 
+async def put_off_a_rule(path: Path) -> None:
+    """A verb leaves something for the end of the transaction that the database then refuses, with all of its batch."""
+    store = SqliteStore(path)
+    await store.write(add_user, "alice")
+    say("done", "alice")
+
+    def orphan(tx: Tx) -> None:
+        tx.execute("PRAGMA defer_foreign_keys = ON")
+        ledger.open_account(tx, "nobody", "usd_cents", NOW)
+
+    await asyncio.gather(store.write(add_user, "bob"), store.write(orphan))
+    say("done", "bob")
+
+
 async def fill_disk(path: Path) -> None:
     """On a small disk of its own: hold money, fill the disk, settle what is held, and go on once there is room."""
     store = SqliteStore(path)
@@ -176,6 +190,7 @@ PROGRAMS: dict[str, Callable[[Path], Awaitable[None]]] = {
         fail_to_commit,
         meet_damage,
         break_writer,
+        put_off_a_rule,
         fill_disk,
         restore,
         back_up,

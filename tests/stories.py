@@ -113,6 +113,7 @@ class Ledger:
         account_id = self.account(name)
         assert account_id is not None
         done = ledger.post(self.db, account_id, kind, ref or f"line {self.lines}", int(units), NOW)
+        assert type(done) is bool
         return {"posted" if done else "repeated": True, **self.funds(account_id)}
 
     def do_topup(self, *args: str) -> Facts:
@@ -133,6 +134,10 @@ class Ledger:
         owed = ledger.bring(self.db, account_id, kind or "topup", ref, int(units), NOW)
         return {**self.funds(account_id), "owed": owed}
 
+    def do_due(self, ref: str) -> Facts:
+        """What a ref was last brought to."""
+        return {"brought": ledger.has_due(self.db, ref), "target": ledger.target_of(self.db, ref)}
+
     def do_entries(self, ref: str) -> Facts:
         """The movements that were made for a ref, as `kind:units` with commas."""
         rows = self.db.execute("SELECT kind, amount FROM entries WHERE cause = ? ORDER BY seq", (ref,)).fetchall()
@@ -147,7 +152,7 @@ class Ledger:
         self.account(user)
         hold = NewHold(hold_id, user, self.process, "openai_chat", "openai", "gpt", account_id=account_id)
         answer = ledger.authorize(self.db, hold, amount(least), amount(most or least), NOW)
-        assert isinstance(answer, Authorized)
+        assert isinstance(answer, Authorized) and (answer.held is None or answer.debt == 0)
         self.holds.setdefault(hold_id, account_id)
         told: Facts = {"refused": True, "debt": answer.debt} if answer.held is None else {"holds": answer.held}
         return {**self.funds(account_id), **told, "available": answer.available}

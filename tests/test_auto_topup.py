@@ -2,136 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import signal
-import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from goosestack import accounts, autotopup, ledger, payments
-from goosestack.app import utc_now
-from goosestack.cashier import Cashier
-from goosestack.errors import TillUnavailable
+from goosestack import autotopup, ledger, payments
 from goosestack.facts import Fact, keep
 from goosestack.notices import later
-from goosestack.payments import Payment, Terms
-from goosestack.store import Tx
-from goosestack.store.sqlite import SqliteStore, connect_read_only
-from goosestack.till import StripeTill
+from goosestack.payments import Payment
 from tests.bookings import NOW, Bookings
+from tests.desks import TOPUPS, Desk
 from tests.shops import Shop
-from tests.tills import KEY, Till
 from tests.world import Customer, until
 
-TOPUPS = {1000: 1000, 2500: 2600}
-TERMS = Terms(livemode=False, notify=True)
 SETTING = {"enabled": True, "below": 500, "amount": 1000, "daily_cap": 3000}
-
-
-@dataclass
-class Desk:
-    """A cashier at the fake Stripe, on real books, whose clock and customers are in the test's hand."""
-
-    till: Till
-    db: Path
-    alerts: list[str] = field(default_factory=list)
-    customers: dict[str, str] = field(default_factory=dict)
-    sells: bool = True
-    topups: dict[int, int] = field(default_factory=lambda: dict(TOPUPS))
-    start: str = field(default_factory=utc_now)
-
-    @classmethod
-    def open(cls, folder: Path) -> Desk:
-        return cls(Till.start(folder), folder / "books.sqlite3")
-
-    def close(self) -> None:
-        self.till.stop()
-        assert ledger.check(self.connected(), full=True).wrong == []
-
-    def connected(self) -> sqlite3.Connection:
-        return connect_read_only(self.db)
-
-    def rows(self, sql: str, *args: object) -> list[tuple[Any, ...]]:
-        with closing(self.connected()) as db:
-            return db.execute(sql, args).fetchall()
-
-    def time(self, seconds: float) -> str:
-        return later(self.start, seconds)
-
-    def write(self, verb: Callable[..., Any], *args: object) -> Any:
-        async def run() -> Any:
-            store = SqliteStore(self.db)
-            try:
-                return await store.write(verb, *args)
-            finally:
-                await store.close()
-
-        return asyncio.run(run())
-
-    def customer(self, name: str) -> str:
-        """A user with a saved card, and automatic top-ups; the id."""
-        _, made, _ = self.till.ask("POST", "/v1/customers")
-        self.till.card(made["id"], "ok")
-
-        def begin(tx: Tx) -> str:
-            user = accounts.create_user(tx, f"{name}@example.com", self.start)
-            payments.set_customer(tx, user, made["id"])
-            ledger.open_account(tx, user, "usd_cents", self.start)
-            autotopup.enable(tx, user, 500, 1000, 1000, later(self.start, -60))
-            return user
-
-        user: str = self.write(begin)
-        self.customers[user] = made["id"]
-        return user
-
-    def tick(self, *times: float) -> None:
-        """What a daemon's cashier does at these times, in seconds from the start; each call is a process."""
-        asyncio.run(self._tick(times))
-
-    async def _tick(self, times: Sequence[float]) -> None:
-        store, till, clock = SqliteStore(self.db), StripeTill(KEY, self.till.url), [self.start]
-
-        async def sell(user: str, amount: int, key: None) -> Payment:
-            if not self.sells:
-                raise TillUnavailable()
-            return await store.write(payments.begin, user, "credits", amount, amount, None, None, TERMS, clock[0])
-
-        cashier = Cashier(
-            store=store,
-            till=till,
-            terms=TERMS,
-            topups=self.topups,
-            now=lambda: clock[0],
-            alert=lambda kind, **facts: self.alerts.append(f"{kind} {facts}"),
-            sell=sell,
-        )
-        try:
-            for seconds in times:
-                clock[0] = self.time(seconds)
-                await cashier.top_up()
-        finally:
-            await till.close()
-            await store.close()
-
-    def statuses(self, user: str) -> list[str]:
-        rows = self.rows("SELECT status FROM payments WHERE kind = 'auto' AND user_id = ? ORDER BY created_at", user)
-        return [row[0] for row in rows]
-
-    def shown(self, user: str) -> dict[str, Any]:
-        with closing(self.connected()) as db:
-            return autotopup.shown(db, user)
-
-    def told(self) -> list[str]:
-        return [row[0] for row in self.rows("SELECT json_extract(body, '$.type') FROM notices ORDER BY rowid")]
-
-    def charges(self) -> int:
-        return len(self.till.objects("payment_intent"))
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from goosestack import admin, tokenizer
+from goosestack.errors import Refusal
 from goosestack.store.migrations import MIGRATIONS
 from goosestack.store.sqlite import migrate
 from tests.asking import ask, chat, connect, directed, message
@@ -280,6 +281,29 @@ def test_a_copy_that_was_damaged_altered_or_is_newer_is_refused_and_nothing_is_r
     assert refusal().startswith(f"the database has schema version {len(MIGRATIONS) + 1}")
     assert balance_of(shop) == 111
     assert not [path.name for path in shop.folder.iterdir() if "replaced" in path.name or "restoring" in path.name]
+
+
+def test_a_copy_that_has_lost_rows_is_refused_and_so_is_one_that_is_not_there(shop: Operator) -> None:
+    shop.run("backup", "copy.db")
+    with closing(sqlite3.connect(shop.folder / "copy.db")) as db:
+        db.execute("DELETE FROM users")
+        db.commit()
+    words = shop.refused("restore", "copy.db", code=78)
+    assert words.startswith("copy.db does not add up: foreign key: ") and " has no users" in words
+    with pytest.raises(Refusal, match="there is no file"):
+        admin.restore(Path(shop.env["DB_PATH"]), shop.folder / "nowhere.db")
+    assert balance_of(shop) == 100
+
+
+def test_a_database_that_somebody_reads_is_not_replaced_under_them(shop: Operator) -> None:
+    shop.run("backup", "copy.db")
+    shop.run("credit", "grant", "alice@example.com", "11")
+    with closing(sqlite3.connect(shop.env["DB_PATH"], isolation_level=None)) as other:
+        other.execute("BEGIN")
+        other.execute("SELECT * FROM users").fetchall()
+        assert shop.refused("restore", "copy.db", code=78) == "copy.db cannot be restored: database is locked"
+    assert balance_of(shop) == 111
+    assert not [path.name for path in shop.folder.iterdir() if "restoring" in path.name]
 
 
 # --- the tokenizer's ranks ------------------------------------------------------------------------------------

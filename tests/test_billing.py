@@ -10,6 +10,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from goosestack import app
+from goosestack.billing import Billing, Shop as Offer
+from goosestack.config import Config
+from goosestack.errors import StoreUnavailable
+from goosestack.payments import Terms
+from goosestack.stripe_facts import Event
 from goosestack.subscriptions import iso
 from tests.asking import ask, chat, directed
 from tests.shops import PUBLIC, Shop, make_price
@@ -237,6 +243,56 @@ def test_where_stripe_cannot_be_asked_nothing_is_sold_and_nothing_is_lost(shop: 
     shop.till.no_faults()
     shop.till.pay(shop.checkout(alice))
     assert shop.balance(alice) == 1000
+
+
+def test_where_stripe_cannot_be_asked_the_portal_and_the_saved_card_wait_too(shop: Shop) -> None:
+    alice = shop.world.customer(0)
+    shop.buy(alice)
+    setting = {"enabled": True, "below": 500, "amount": 1000, "daily_cap": 3000}
+    asked: list[tuple[str, str, str, object]] = [
+        ("/v1/billing_portal/sessions", "GET", "portal", None),
+        ("/v1/payment_methods", "POST", "auto-topup", setting),
+    ]
+    for path, method, name, body in asked:
+        shop.till.fault("error_503", path=path, times=3)
+        reply = shop.ask(alice, method, name, body)
+        assert reply.status == 503 and reply.json()["error"]["type"] == "billing_unavailable"
+        shop.till.no_faults()
+        assert shop.ask(alice, method, name, body).status == 200
+
+
+def test_a_purchase_that_was_paid_though_its_address_was_lost_is_not_sold_again_under_its_key(shop: Shop) -> None:
+    alice = shop.world.customer(0)
+    shop.till.fault("cut_after", method="POST", path="/v1/checkout/sessions", times=3)
+    asked = {"type": "credits", "amount": 1000}
+    assert shop.ask(alice, "POST", "checkout", asked, idempotency_key="k1").status == 503
+    shop.till.no_faults()
+    (made,) = [each for each in shop.till.objects("checkout.session") if each["metadata"].get("user") == alice.id]
+    shop.till.pay(made["id"])
+    assert shop.balance(alice) == 1000
+    reply = shop.ask(alice, "POST", "checkout", asked, idempotency_key="k1")
+    assert reply.status == 400 and "use another key" in reply.json()["error"]["message"]
+    assert shop.ask(alice, "POST", "checkout", asked, idempotency_key="k2").status == 200
+
+
+@pytest.mark.parametrize("key", ["", "k" * 256, "sch\u00fcssel"])
+def test_an_idempotency_key_is_a_short_text(shop: Shop, key: str) -> None:
+    alice = shop.world.customer(0)
+    reply = shop.ask(alice, "POST", "checkout", {"type": "credits", "amount": 1000}, idempotency_key=key)
+    assert reply.status == 400 and "`Idempotency-Key`" in reply.json()["error"]["message"]
+
+
+async def test_an_event_that_the_store_cannot_take_is_taken_when_it_comes_again(folder: Path) -> None:
+    config = Config(db_path=folder / "a.db", openai_api_key="sk-test", log_level="error")
+    event = Event("evt_1", "charge.refunded", 1, False, {"object": "goose"})
+    async with app.running(config) as parts:
+        billing = Billing(parts.gateway, Offer(Terms(livemode=False), {}), None)
+        await parts.store.close()
+        with pytest.raises(StoreUnavailable):
+            await billing.take(event, "{}")
+    async with app.running(config) as parts:
+        billing = Billing(parts.gateway, Offer(Terms(livemode=False), {}), None)
+        assert await billing.take(event, "{}") == "review"
 
 
 def test_amounts_and_bonuses_are_the_operators(folder: Path) -> None:

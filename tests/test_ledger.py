@@ -5,12 +5,15 @@ Wherever a story ends, the books add up, from the beginning and since the last s
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from goosestack import ledger
-from tests.stories import Ledger
+from tests.stories import CENT, NOW, Ledger
+
+LATER = "2026-11-22T12:00:00.000Z"
 
 Tell = Callable[[str], Ledger]
 
@@ -38,6 +41,46 @@ def test_what_is_posted_is_the_balance(tell: Tell) -> None:
         refund alice -30     | posted balance 75
         reversal alice -75   | posted balance 0 available 0
     """)
+
+
+def test_an_entry_says_what_it_is_of_why_and_when(book: Ledger) -> None:
+    book.tell("topup alice 100 pay_1 \n bring alice 5 pay_2")
+    ledger.post(book.db, 1, "adjustment", "desk_1", -3, LATER, note="ours")
+    rows = book.db.execute("SELECT seq, id, account_id, kind, ref, amount, note, cause, created_at FROM entries")
+    assert rows.fetchall() == [
+        (1, "ent_topup_pay_1", 1, "topup", "pay_1", 100, "", None, NOW),
+        (2, "ent_topup_pay_2#1", 1, "topup", "pay_2#1", 5, "", "pay_2", NOW),
+        (
+            3,
+            "ent_adjustment_desk_1",
+            1,
+            "adjustment",
+            "desk_1",
+            -3,
+            "ours",
+            None,
+            LATER,
+        ),
+    ]
+
+
+@pytest.mark.parametrize("way", [1, -1])
+def test_an_account_is_one_users_in_one_unit_for_one_ref(book: Ledger, way: int) -> None:
+    for user in ("alice", "bob"):
+        book.account(user)
+    wanted = list(itertools.product(("alice", "bob"), ledger.GRAINS, ("", "a", "b")))[::way]
+    ids = {each: ledger.open_account(book.db, each[0], each[1], NOW, ref=each[2]) for each in wanted}
+    rows = book.db.execute("SELECT user_id, unit, ref, id, grain, balance, updated_at FROM accounts").fetchall()
+    assert {row[:3]: row[3] for row in rows} == ids and len(ids) == 18
+    assert {row[4:] for row in rows if row[1] == "usdc_micro"} == {(1_000, 0, NOW)}
+    for each in reversed(wanted):
+        assert ledger.open_account(book.db, each[0], each[1], NOW, ref=each[2]) == ids[each]
+    assert ledger.open_account(book.db, "alice", "tokens", NOW) == ids["alice", "tokens", ""]
+
+
+def test_nobody_has_nothing_and_owes_nothing(book: Ledger) -> None:
+    book.tell("topup alice 5")
+    assert (ledger.left_in(book.db, None), ledger.owed_by(book.db, None)) == (0, 0)
 
 
 def test_an_entry_is_posted_once_for_its_ref(tell: Tell) -> None:
@@ -91,6 +134,16 @@ def test_a_hold_into_the_carry_keeps_the_last_cent(tell: Tell) -> None:
         release r2               | released
         authorize r3 alice 9999999   | available 1c
         refund alice -1          | balance 0 carry 9999999 available 0
+    """)
+
+
+def test_the_largest_balance_is_a_hundred_billion_units(tell: Tell) -> None:
+    tell("""
+        topup alice 100000000000      | posted
+        topup alice 1                 | error no room
+        bring bob 100000000000 pay_1  | balance 100000000000
+        topup carol 100000000001      | error no movement
+        bring carol 100000000001 p    | error no target
     """)
 
 
@@ -152,6 +205,9 @@ def test_the_same_hold_is_made_once(tell: Tell) -> None:
         authorize r1 alice 1c..30c   | holds 30c available 70c
         authorize r1 alice 1c..30c   | holds 30c available 70c held 30c
         authorize r1 alice 50c..90c  | holds 30c available 70c held 30c
+        authorize r2 alice 1c..90c   | holds 70c available 0
+        authorize r2 alice 1c..90c   | holds 70c available 0
+        release r2                   |
         topup bob 100                |
         authorize r1 bob 1c          | error used before
         release r1                   | released held 0
@@ -271,6 +327,14 @@ def test_a_released_hold_costs_nothing(tell: Tell) -> None:
     """)
 
 
+def test_a_free_call_that_is_released_has_a_row_all_the_same(tell: Tell) -> None:
+    tell("""
+        authorize r1 nobody 0    |
+        release r1               | released
+        row r1                   | status released reason refused_400 held 0 charged 0
+    """)
+
+
 def test_releasing_what_is_settled_changes_nothing_and_says_so(tell: Tell) -> None:
     tell("""
         topup alice 100          |
@@ -357,6 +421,30 @@ def test_a_correction_takes_what_is_available_and_no_hold_of_another(tell: Tell)
     """)
 
 
+def test_a_correction_is_a_row_of_its_own_that_bears_the_differences(book: Ledger) -> None:
+    book.tell("topup alice 100 \n authorize r1 alice 30c")
+    guessed = ledger.Charge(3 * CENT, 1_000, (10, 20, 30, 40, 50, 60, 70, 80, 90), estimated=True)
+    truth = ledger.Charge(5 * CENT + 1, 1_700, (11, 22, 33, 44, 55, 66, 77, 88, 0))
+    assert ledger.settle(book.db, "r1", guessed, "cut", NOW).nanos == 1_000
+    receipt = ledger.settle(book.db, "r1", truth, "completed", LATER)
+    assert receipt == ledger.Settled("settled", 5 * CENT + 1, 6, 1_700, 0, 94, 95 * CENT - 1)
+    names = "id, reason, charged, billed, cost_cents, cost_nanos, shortfall, estimated, settled_seq, quote, held"
+    assert book.db.execute(f"SELECT {names}, ended_at FROM usage_log ORDER BY id").fetchall() == [
+        ("r1", "cut", 3 * CENT, 3, 3, 1_000, 0, 1, 1, 30 * CENT, 30 * CENT, NOW),
+        ("r1.c", "correction: completed", 2 * CENT + 1, 3, 3, 700, 0, 0, 2, 0, 0, LATER),
+    ]
+    counts = book.db.execute(f"SELECT {', '.join(ledger.COUNTS)} FROM usage_log ORDER BY id").fetchall()
+    assert counts == [guessed.counts, (1, 2, 3, 4, 5, 6, 7, 8, -90)]
+    whose = "user_id, key_id, account_id, unit, process_id, wire, provider, model"
+    first, second = book.db.execute(f"SELECT {whose} FROM usage_log ORDER BY id").fetchall()
+    assert first == second == ("alice", None, 1, "usd_cents", 1, "openai_chat", "openai", "gpt")
+    book.tell("check full | right")
+
+
+def test_a_charge_counts_nothing_and_is_no_estimate_unless_it_says_so() -> None:
+    assert ledger.Charge(5, 7) == ledger.Charge(5, 7, (0,) * 9, estimated=False)
+
+
 def test_an_estimate_is_corrected_once(tell: Tell) -> None:
     tell("""
         topup alice 100            |
@@ -405,8 +493,23 @@ def test_what_was_seen_of_an_answer_is_charged_as_an_estimate(tell: Tell) -> Non
         restart                    |
         recover                    | charged 1 given_back 0
         row r1                     | status settled reason recovered charged 7c estimated 1 input_tokens 7c
+        row r1                     | cost_nanos 7c settled_seq 1
         show alice                 | balance 93 held 0
         settle r1 9c               | charged 9c balance 91
+    """)
+
+
+def test_recovery_settles_in_the_order_of_the_requests_and_not_of_the_rows(tell: Tell) -> None:
+    tell("""
+        topup alice 100            |
+        authorize r2 alice 10c     |
+        authorize r1 alice 10c     |
+        journal r2 1c              |
+        journal r1 1c              |
+        restart                    |
+        recover                    | charged 2
+        row r1                     | settled_seq 1
+        row r2                     | settled_seq 2
     """)
 
 
@@ -509,6 +612,26 @@ def test_what_is_brought_to_a_target_is_posted_once_for_all(tell: Tell) -> None:
     """)
 
 
+def test_it_can_be_asked_what_something_was_brought_to(tell: Tell) -> None:
+    tell("""
+        due pay_2               | brought False target 0
+        bring alice 100 pay_2   |
+        due pay_2               | brought True target 100
+        due pay_1               | brought False target 0
+        due pay_3               | brought False target 0
+        bring alice 7 pay_1     |
+        bring alice 8 pay_3     |
+        due pay_2               | brought True target 100
+        authorize r1 alice 90c  |
+        bring alice 40 pay_2    | owed 35 debt 35
+        due pay_2               | brought True target 40
+        bring alice 0 pay_2     | owed 75
+        due pay_2               | brought True target 0
+        due pay_1               | brought True target 7
+        due pay_3               | brought True target 8
+    """)
+
+
 def test_what_was_spent_and_must_be_taken_back_is_owed(tell: Tell) -> None:
     tell("""
         bring alice 100 pay_1          |
@@ -542,6 +665,8 @@ def test_nothing_is_admitted_while_something_is_owed(tell: Tell) -> None:
         settle r1 4c+5                 | balance 5 carry 9999995
         bring alice 0 pay_1 reversal   | owed 5 balance 0 carry 9999995 available 9999995
         authorize r2 alice 1           | refused debt 5 available 9999995
+        topup bob 1                    |
+        authorize r4 bob 1c+1          | refused debt 0 available 1c
         authorize r2 alice 0           | refused debt 5
         authorize r3 nobody 0          | holds 0
         grant alice 5                  | posted balance 0 debt 0

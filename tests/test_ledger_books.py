@@ -49,6 +49,11 @@ NEW = """
     bring dave 9 new_due         |
     authorize open_3 dave 6c     |
     bring dave 2 new_due         | owed 4
+    bring carol 20 one_due       |
+    bring carol 20 two_due       |
+    authorize open_4 carol 40c   |
+    bring carol 0 one_due        | owed 20
+    bring carol 5 two_due        | owed 15 debt 35
 """
 
 STANDING = {
@@ -98,6 +103,7 @@ ADDED = {
     "a correction of what was charged": "UPDATE usage_log SET charged = charged - 1 WHERE id = 'new_2.c'",
 }
 ROWS = ENTRIES | SETTLEMENTS
+NUMBERED = (("seq", "entries"), ("settled_seq", "usage_log"))
 
 
 @pytest.fixture
@@ -134,6 +140,15 @@ def test_what_is_wrong_is_named_with_what_it_should_be(verified: Ledger) -> None
         sql UPDATE accounts SET balance = balance + 1 WHERE user_id = 'alice'   |
         check   | error account 1: balance is 136, and its rows add up to 135
     """)
+
+
+@pytest.mark.parametrize("how", ["", "full"])
+def test_a_number_that_is_missing_is_named(verified: Ledger, how: str) -> None:
+    before, after = (verified.db.execute(f"SELECT max({name}) FROM {table}").fetchone()[0] for name, table in NUMBERED)
+    verified.tell("sql DELETE FROM entries WHERE ref = 'pay_new'").tell("sql DELETE FROM usage_log WHERE id = 'new_3'")
+    wrong = ledger.check(verified.db, full=how == "full").wrong
+    assert f"entries are numbered to {before}, and there are {before - 1}" in wrong
+    assert f"settlements are numbered to {after}, and there are {after - 1}" in wrong
 
 
 def test_every_difference_is_found_at_once(verified: Ledger) -> None:

@@ -13,12 +13,12 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from goosestack import autotopup, inbox, ledger, payments, subscriptions
+from goosestack import autotopup, inbox, ledger, payments, stripe_facts, subscriptions
 from goosestack.facts import Fact
 from goosestack.notices import delivered, later, tell_of_low_balances
 from goosestack.payments import Payment, fold
-from goosestack.stripe_facts import Event
-from tests.bookings import MONTH_S, NOW, START, Bookings, charge, checkout, dispute, intent, invoice, refund
+from goosestack.stripe_facts import Event, Intent
+from tests.bookings import CUSTOMER, MONTH_S, NOW, START, Bookings, charge, checkout, dispute, intent, invoice, refund
 
 ID = "pay_01a1fcd5208da06996b47673864f893d"
 Telling = tuple[str, dict[str, Any]]
@@ -339,6 +339,34 @@ def test_an_event_of_somebody_elses_payment_is_ignored(books: Bookings) -> None:
     other = {"id": "cs_x", "client_reference_id": "order-17", "metadata": {}, "payment_intent": "pi_x"}
     assert books.tell("checkout.session.completed", {**checkout(books.sold()), **other}) == "ignored"
     assert books.funds()["balance_cents"] == 0
+
+
+def test_a_checkout_that_is_still_open_says_nothing_of_money(books: Bookings) -> None:
+    payment = books.sold()
+    looked_at = stripe_facts.read_object(checkout(payment, status="open", payment_status="unpaid"), START)
+    touched, doubts = inbox.absorb(books.db, looked_at, books.terms, NOW)
+    assert (touched.payments, doubts) == ({payment.id}, [])
+    assert books.db.execute("SELECT count(*) FROM stripe_facts").fetchone() == (0,)
+    assert books.tell("checkout.session.completed", checkout(payment)) == "applied"
+
+
+def test_an_automatic_payment_that_waits_for_its_customer_is_neither_paid_nor_failed(books: Bookings) -> None:
+    payment = payments.add(books.db, books.alice, "auto", 1000, 1000, None, books.terms, NOW)
+    told = {"payment": payment.id}
+    waits = Intent("pi_1", "open", 1000, "usd", False, CUSTOMER, told, None)
+    _, doubts = inbox.absorb(books.db, [waits], books.terms, NOW)
+    assert doubts == [] and payments.refold(books.db, payment.id, books.terms, NOW).text == ""
+    known = payments.find(books.db, "id", payment.id)
+    assert known is not None and (known.status, known.intent_id) == ("new", "pi_1")
+
+
+def test_a_charge_without_a_receipt_leaves_the_one_that_is_known(books: Bookings) -> None:
+    payment = books.sold()
+    books.tell("checkout.session.completed", checkout(payment))
+    books.tell("charge.succeeded", charge(payment), START + 1)
+    books.tell("charge.refunded", {**charge(payment, 300), "receipt_url": None}, START + 2)
+    known = payments.find(books.db, "id", payment.id)
+    assert known is not None and known.receipt_url == f"https://pay.example.com/{payment.id}"
 
 
 def test_an_event_of_the_other_mode_is_ignored(books: Bookings) -> None:

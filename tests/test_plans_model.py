@@ -255,7 +255,10 @@ class PlansMachine(RuleBasedStateMachine):
                 assert answer.debt or looked == answer.available
                 answer = payer.authorize(self.db, hold, least, most, now)
             if answer.held is not None:
-                found = (payer.told(ledger.Settled("settled")).get("x-goosestack-payer", "credits"), answer.held)
+                found = (
+                    payer.told(ledger.Settled("settled", 0, 0, 0, 0, 0, 0)).get("x-goosestack-payer", "credits"),
+                    answer.held,
+                )
                 break
         assert found == self.model.authorize(id, user, read, cap, now)
         if found is not None and used is not None:

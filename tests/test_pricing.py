@@ -19,7 +19,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import assume, given, settings
 
-from goosestack import pricing
+from goosestack import ledger, pricing
 from goosestack.pricing import CLASSES, STANDARD, Demand, Model, PriceError, Terms, Usage, charge, load, quote
 
 TODAY = "2026-11-21"
@@ -262,6 +262,34 @@ def test_later_rates_replace_earlier_ones_whole_on_their_day() -> None:
         assert model.tiers(day) == tiers
         assert [rate.input for rate in model.rates_of(STANDARD, day)] == prices
         assert charge(model, Usage(input=1), Terms(), day) == ceil(Fraction(prices[0], 1000))
+
+
+def test_what_a_usage_counts_stands_in_the_order_of_the_ledgers_columns() -> None:
+    used = Usage(1, 2, 3, 4, 5, 6, 7, 8, 9)
+    assert dict(zip(ledger.COUNTS, used.counts(), strict=True)) == {
+        "input_tokens": 19,
+        "output_tokens": 9,
+        "cache_read_tokens": 3,
+        "cache_write_tokens": 4,
+        "cache_write_long_tokens": 5,
+        "input_audio_tokens": 6,
+        "output_audio_tokens": 7,
+        "reasoning_tokens": 8,
+        "web_searches": 9,
+    }
+    assert Usage().counts() == (0,) * 9
+
+
+def test_a_demand_is_for_its_input_its_output_and_what_searches_bring_in() -> None:
+    assert Demand(1_000, 500).tokens == 1_500
+    assert Demand(1_000, 500, web_searches=3).tokens == 61_500
+    assert Demand(1, 2) == Demand(1, 2, tier="standard", long_cache=False, us_only=False, web_searches=0)
+
+
+def test_what_is_estimated_anew_of_one_side_replaces_all_classes_of_that_side_alone() -> None:
+    used = Usage(1, 2, 3, 4, 5, 6, 7, 8, 9)
+    assert pricing.with_input(used, 50) == Usage(50, 2, 0, 0, 0, 0, 7, 8, 9)
+    assert pricing.with_output(used, 50) == Usage(1, 50, 3, 4, 5, 6, 0, 8, 9)
 
 
 # --- the book that is shipped ---------------------------------------------------------------------------------

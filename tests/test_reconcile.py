@@ -252,6 +252,14 @@ def test_a_top_up_that_does_not_fit_is_neither_made_again_nor_charged() -> None:
     books.close()
 
 
+def test_of_two_who_replace_a_deleted_customer_at_once_the_first_wins() -> None:
+    books = Bookings()
+    for made in ("cus_new", "cus_newer"):
+        assert inbox.replace_customer(books.db, books.alice, "cus_alice", made) == "cus_new"
+    assert books.db.execute("SELECT * FROM former_customers").fetchall() == [("cus_alice", books.alice)]
+    books.close()
+
+
 # --- customers and checkouts ----------------------------------------------------------------------------------
 
 

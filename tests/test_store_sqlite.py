@@ -13,6 +13,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,13 @@ async def test_a_file_that_is_no_database_is_refused_in_a_sentence(path: Path) -
 async def test_a_folder_that_is_not_there_is_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="cannot be opened"):
         SqliteStore(tmp_path / "nowhere" / "goosestack.db")
+
+
+def test_a_folder_is_no_database_and_one_that_is_missing_has_no_lock(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="is a folder, not a database"):
+        refuse_if_exposed(tmp_path)
+    with pytest.raises(Refusal, match=r"goosestack.db.lock cannot be opened: No such file or directory"):
+        Lock(tmp_path / "nowhere" / "goosestack.db")
 
 
 async def test_the_log_is_synchronous_and_checked_and_rules_are_on(store: SqliteStore) -> None:
@@ -271,6 +279,23 @@ async def test_when_the_disk_is_full_everybody_in_the_batch_is_told(store: Sqlit
     assert await store.read(names) == ["alice"]
 
 
+async def test_a_disk_that_is_full_is_told_to_everybody_also_where_a_verb_had_failed_by_itself(
+    store: SqliteStore,
+) -> None:
+    def fail(tx: Tx) -> None:
+        raise ValueError("no")
+
+    await store.write(set_most_pages, 1)
+    done = await asyncio.gather(
+        store.write(fail),
+        store.write(add_user, "big", "x" * 100_000),
+        store.write(add_user, "bob"),
+        return_exceptions=True,
+    )
+    assert [type(error) for error in done] == [StoreUnavailable] * 3
+    assert store.full and await store.read(names) == []
+
+
 async def test_what_needs_no_room_is_written_on_a_full_disk_and_all_goes_on_when_there_is_some(
     store: SqliteStore, path: Path
 ) -> None:
@@ -352,6 +377,15 @@ def test_a_process_that_must_end_ends_also_where_nobody_can_be_told_why(path: Pa
     os.close(writes)
     os.close(reads)
     assert (done.returncode, done.stdout) == (70, b"done alice\n")
+
+
+def test_a_batch_that_is_refused_as_a_whole_ends_the_process_and_nothing_of_it_is_there(path: Path) -> None:
+    done = program("put_off_a_rule", path)
+    assert done.returncode == 70
+    assert done.stdout == "done alice\n"
+    assert done.stderr.startswith("goosestack: fatal: the database failed: FOREIGN KEY constraint failed")
+    with closing(sqlite3.connect(path)) as db:
+        assert names(db) == ["alice"] and integrity(db) == []
 
 
 async def test_a_damaged_file_ends_the_process_rather_than_one_request(path: Path) -> None:

@@ -105,6 +105,17 @@ def test_what_is_no_event_is_unreadable(body: bytes) -> None:
         open_event(body)
 
 
+def test_an_event_of_another_kind_says_nothing() -> None:
+    assert read(Event("evt_1", "customer.created", START, False, {"object": "customer"})) == ()
+
+
+def test_a_success_that_is_not_paid_is_unreadable() -> None:
+    told = {**GOOD["checkout.session.completed"], "payment_status": "unpaid"}
+    assert read(Event("evt_1", "checkout.session.completed", START, False, told))
+    with pytest.raises(Unreadable, match="succeeded, and is not paid"):
+        read(Event("evt_1", "checkout.session.async_payment_succeeded", START, False, told))
+
+
 @pytest.mark.parametrize("depth", [2_000, 100_000])
 def test_what_is_nested_without_end_is_unreadable(depth: int) -> None:
     with pytest.raises(Unreadable):

@@ -233,6 +233,20 @@ def test_a_purchase_that_is_anothers_by_its_subscription_is_reviewed(books: Book
     assert books.tell("invoice.paid", invoice("1", END, first, price=PRICE)) == "applied"
 
 
+def test_a_subscription_of_nobodys_is_ignored_unless_it_names_a_purchase_of_ours(books: Bookings) -> None:
+    told = subscription(None, customer="cus_other")
+    assert books.tell("customer.subscription.updated", told) == "ignored"
+    told = subscription(None, customer="cus_other", metadata={"payment": "pay_lost"})
+    assert books.tell("customer.subscription.updated", told) == "review"
+    assert books.db.execute("SELECT count(*) FROM subscriptions").fetchone() == (0,)
+
+
+def test_a_purchase_of_credits_is_no_subscription_whoever_says_so(books: Bookings) -> None:
+    payment = books.sold()
+    assert books.tell("customer.subscription.updated", subscription(payment)) == "review"
+    assert books.pro_until() is None and books.db.execute("SELECT count(*) FROM subscriptions").fetchone() == (0,)
+
+
 def test_an_invoice_is_listed_once_wherever_stripe_shows_it(books: Bookings) -> None:
     for at, name in enumerate("zab"):
         page = f"https://invoice.example.com/{name}"

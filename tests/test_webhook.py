@@ -169,6 +169,13 @@ def test_of_several_signatures_one_suffices(door: World) -> None:
     assert send(door, body, header.replace(",v1=", ",v1=" + "0" * 64 + ",v0=1,v1=")).status == 200
 
 
+@pytest.mark.parametrize("code", ["utf-16", "utf-32", "latin-1"])
+def test_what_is_signed_and_no_utf_8_is_refused(door: World, code: str) -> None:
+    body = event(id="evt_é").decode().replace("\\u00e9", "é").encode(code)
+    assert send(door, body, signature(body)).status == 400
+    assert count(door, "stripe_events") == 0
+
+
 def test_an_event_of_another_kind_is_taken_note_of_and_not_stored(door: World) -> None:
     body = event(type="customer.created", id="evt_kind")
     assert send(door, body, signature(body)).status == 200

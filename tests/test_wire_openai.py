@@ -1073,6 +1073,20 @@ def test_a_plain_response_that_failed_says_so() -> None:
     assert not read(RESPONSES, {**failed, "usage": responses_usage()}).error
 
 
+@pytest.mark.parametrize("searched", [[], "three", {"web_search_requests": "three"}])
+def test_searches_that_cannot_be_read_leave_the_tokens_to_be_charged(searched: object) -> None:
+    reading = read(CHAT, said(CHAT, chat_usage(server_tool_use_details=searched)))
+    assert counted(reading) == {"input": 100, "output": 20}
+
+
+@pytest.mark.parametrize("output", [b'"\xff"', b"[1e999]"], ids=["no UTF-8", "a number without end"])
+def test_an_output_that_cannot_be_read_has_its_usage_charged(output: bytes) -> None:
+    reader = RESPONSES.reader(parse(RESPONSES), keep_text=True)
+    assert reader.whole(b'{"output": ' + output + b', "usage": ' + json.dumps(responses_usage()).encode() + b"}")
+    assert counted(reader.reading) == {"input": 100, "output": 20}
+    assert reader.reading.text == []
+
+
 # --- streams --------------------------------------------------------------------------------------------------
 
 
@@ -1402,3 +1416,25 @@ def test_types_that_callers_name_are_repeated_only_where_that_is_safe() -> None:
     assert parts.shown("mcp") == "`mcp`"
     unsafe: list[object] = ["", "x" * 64, "a\nb", "\x1b[31m", 5, None, []]
     assert {parts.shown(kind) for kind in unsafe} == {"this type"}
+
+
+def test_a_choice_that_says_nothing_passes() -> None:
+    pieces = chunk(choices=[{"index": 0, "finish_reason": "stop"}]), delta("x"), DONE
+    reading, passed, last = stream(CHAT, *pieces)
+    assert (passed, last, reading.text) == (b"".join(pieces[:2]), DONE, ["x"])
+
+
+def test_an_error_is_remembered_when_what_came_before_it_is_read_after_it() -> None:
+    """An error frame is read at once, and what passed before it when somebody asks; each frame that was read then
+    said again whether it was an error, so that the error was forgotten."""
+    before = event("response.in_progress", sequence_number=1, response={"id": "resp_1"})
+    failed = event("error", code="server_error", message="busy", sequence_number=2)
+    reading, passed, last = stream(RESPONSES, before + failed)
+    assert (passed, last, reading.error) == (before, failed, True)
+
+
+@pytest.mark.parametrize(("wire", "field"), [(CHAT, "max_completion_tokens"), (RESPONSES, "max_output_tokens")])
+def test_the_cap_that_is_sent_is_the_one_that_is_set(wire: Wire, field: str) -> None:
+    call = parse(wire)
+    wire.set_cap(call, 300)
+    assert call.body[field] == 300

@@ -10,11 +10,13 @@ Each method is one call of the control API, which `goosestack.demo.stripe` docum
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from email.message import Message
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,31 @@ from tests.world import Program, bare_environment
 
 KEY = "sk_test_operator_canary_0003"
 SECRET = "whsec_operatorcanary000000000000000004"
+
+
+@asynccontextmanager
+async def answering(answer: Callable[[bytes], bytes]) -> AsyncIterator[str]:
+    """The URL of somebody in Stripe's place, who answers a request's head with any bytes, and hangs up."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = next((line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")), b":0")
+        await reader.readexactly(int(length.partition(b":")[2]))
+        writer.write(answer(head))
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    try:
+        yield f"http://{host}:{port}"
+    finally:
+        server.close()
+
+
+def http(status: str, body: bytes, length: int | None = None) -> bytes:
+    """An answer, with a length that may be a lie."""
+    head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: "
+    return f"{head}{len(body) if length is None else length}\r\nconnection: close\r\n\r\n".encode() + body
 
 
 class ControlError(Exception):

@@ -113,7 +113,7 @@ class Upstream:
 def bare_environment(**settings: str) -> dict[str, str]:
     """An environment without anything that the machine has set, but what a program needs to run, and a clock that is
     preloaded, so that all of this can be tried as of another day."""
-    names = ("PATH", "HOME", "LANG", "TMPDIR", "LD_PRELOAD", "FAKETIME")
+    names = ("PATH", "HOME", "LANG", "TMPDIR", "LD_PRELOAD", "FAKETIME", "COVERAGE_PROCESS_CONFIG")
     kept = {name: os.environ[name] for name in names if name in os.environ}
     return {**kept, "PYTHONPATH": str(Path(__file__).parent.parent), "PYTHONWARNINGS": "error", **settings}
 

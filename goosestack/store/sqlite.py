@@ -413,13 +413,12 @@ _OF_THE_VERB = frozenset(
 
 
 def _answer(jobs: list[_Job]) -> None:
-    """Give each caller its answer, in the event loop; a caller that was cancelled needs none."""
+    """Give each caller its answer, in the event loop; it has none yet, for nothing can cancel a `Written`."""
     for job in jobs:
-        if not job.future.done():
-            if job.error is None:
-                job.future.set_result(job.result)
-            else:
-                job.future.set_exception(job.error)
+        if job.error is None:
+            job.future.set_result(job.result)
+        else:
+            job.future.set_exception(job.error)
 
 
 def connect_read_only(path: Path) -> sqlite3.Connection:

@@ -385,7 +385,7 @@ class MessagesReader(Stream):
             self._take(event.message, begins=True)
         self._report(bytes(event.usage))
         kind = event.type or name
-        self.reading.error = kind == "error"
+        self.reading.error |= kind == "error"  # what passed before it may be read after it
         return kind in ("message_stop", "error")
 
     def _take(self, message: _Message, *, begins: bool = False) -> None:

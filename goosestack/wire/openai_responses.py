@@ -349,7 +349,7 @@ class ResponsesReader(Stream):
         last = kind in _TERMINAL
         if given(event.response) is not None:
             self._state(event.response, last)
-        reading.error = kind == "error" or (kind == "response.failed" and reading.usage is None)
+        reading.error |= kind == "error" or (kind == "response.failed" and reading.usage is None)
         return last or reading.error
 
     def _state(self, raw: msgspec.Raw, last: bool) -> None:

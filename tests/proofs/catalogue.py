@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.proofs import (
     backups,
     bad_input,
+    branches,
     canaries,
     clock,
     disconnects,
@@ -14,6 +15,7 @@ from tests.proofs import (
     killed_store,
     last_cent,
     model,
+    mutants,
     power_loss,
     soak,
     upstream_faults,
@@ -37,4 +39,6 @@ PROOFS: tuple[Proof, ...] = (
     backups.PROOF,
     soak.PROOF,
     canaries.PROOF,
+    branches.PROOF,
+    mutants.PROOF,
 )
