@@ -411,7 +411,7 @@ PROOF = Proof(
     name="secrets",
     claim="No credential is ever in a log, an answer, a database, its log, a copy, a metric or a process list.",
     short={"requests": 30, "credentials": 4},
-    full={"requests": 120, "credentials": 4},
+    full={"requests": 1_000, "credentials": 20},
     run=run,
     limit_s=(90, 1_200),
 )

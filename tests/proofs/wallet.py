@@ -75,7 +75,7 @@ def paid_and_closed(attempt: Attempt, house: House, request: Callable[[], Reply]
     dave, chain = house.dave, house.dave.chain
     operator = {"authorization": f"Bearer {house.secrets['ADMIN_TOKEN']}"}
     quoted = {"code": -32001, "message": f"{QUOTATION} {NODE} at {chain.url(NODE)}"}
-    faults = (("cut", None), ("status", 403), ("text", f"no access with {NODE}"), ("error", quoted))
+    faults = (("error", quoted), ("cut", None), ("status", 403), ("text", f"no access with {NODE}"))
     for kind, value in faults:
         for method in (None, "eth_sendRawTransaction"):
             rule = {} if method is None else {"method": method}
