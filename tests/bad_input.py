@@ -160,6 +160,33 @@ def _own_endpoints() -> Iterator[Named]:
         yield _case(f"a cap of {cents!r}", 400, "/api/me/spending-cap", {"cents": cents})
 
 
+def vouchers(channel_id: bytes) -> Iterator[Named]:
+    """What pays for nothing, where vouchers are taken, from a channel of Dave's. Loaded here: not every Python can."""
+    from tests import test_drain_vouchers as table, test_drain_weaknesses as weaknesses
+    from tests.chain.control import voucher_header
+    from tests.chain.places import MALLORY, PROVIDER
+
+    good = json.loads(voucher_header(channel_id, 50_000, 1))
+    signatures = {name: {**good, "signature": f"0x{each.hex()}"} for name, each in table.NO_SIGNATURES.items()}
+    others = {
+        "of Mallory": voucher_header(channel_id, 50_000, 1, signer=MALLORY),
+        "of the provider": voucher_header(channel_id, 50_000, 1, signer=PROVIDER),
+        "of another channel": voucher_header(table.ONES, 50_000, 1),
+        "of another amount": json.dumps({**good, "amount": "50001"}),
+        "of another nonce": json.dumps({**good, "nonce": "2"}),
+        "beyond the deposit": voucher_header(channel_id, 10**15, 1),
+        "of too little": voucher_header(channel_id, 1, 1),
+    }
+    malformed = {**table.MALFORMED, **{repr(each[:40]): each for each in weaknesses.MALFORMED}}
+    for name, header in {
+        **malformed,
+        **{each: json.dumps(sent) for each, sent in signatures.items()},
+        **others,
+    }.items():
+        for path in (CHAT, RESPONSES, EMBEDDINGS, MESSAGES):
+            yield _case(f"a voucher, {name}", 402, path, asks(path), [*NOBODY, ("x-drain-voucher", header)])
+
+
 NOBODY: Headers = [("x-nobody", "")]
 """Of a request without any credential."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -13,16 +14,20 @@ LEAST = 16
 """Characters of what is looked for; the beginning of a key, which is stored to tell it apart, has fewer."""
 
 _SQLITE = b"SQLite format 3\0"
+_HEX = re.compile("0x[0-9a-f]{64}")
 
 
 @cache
 def forms(secret: str) -> frozenset[bytes]:
-    """How a secret may stand in a file: as it is, in a header, in JSON, in a URL, in hex; or only its latter part."""
+    """How a secret may stand in a file: as it is, in a header, in JSON, in a URL, in hex, as a number; or only
+    its latter part."""
     raw = secret.encode()
     assert len(raw) >= LEAST, f"{secret} is too short to be looked for"
     encoded = {base64.b64encode(b" " * pad + raw)[4 if pad else 0 : -4] for pad in range(3)}
     latter = raw[max(len(raw) // 3, min(12, len(raw) - LEAST)) :]
     written = {latter, latter.hex().encode(), latter.hex().upper().encode(), latter[::-1]}
+    if _HEX.fullmatch(secret):  # a key of a chain is a number
+        written |= {latter.upper(), bytes.fromhex(secret[2:])[-LEAST:], str(int(secret, 16)).encode()}
     return frozenset({*written, *encoded, quote(latter).encode(), json.dumps(latter.decode())[1:-1].encode()})
 
 

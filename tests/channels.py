@@ -18,6 +18,15 @@ from tests.world import World
 DEPTH = 2
 PRICES = {"PRICE_GPT4OMINI_INPUT": "7500", "PRICE_GPT4OMINI_OUTPUT": "22500"}
 ADMIN = "an-operators-token-of-32-bytes-or-more"
+TERMS: Mapping[str, str] = {
+    "DRAIN_CONFIRMATIONS": str(DEPTH),
+    "DRAIN_CACHE_S": "0",
+    "DRAIN_CLOSE_IDLE_S": "0",
+    "CLAIM_LEAST_TIP_GWEI": "1",
+    "CLAIM_GAS_PRICE": "0",
+    **PRICES,
+}
+"""How channels are served, beside whose wallet it is and where the chain is."""
 
 
 def open_market(folder: Path, chain: LocalChain, *, rpc: str | None = None, **settings: str) -> World:
@@ -25,15 +34,10 @@ def open_market(folder: Path, chain: LocalChain, *, rpc: str | None = None, **se
     given: dict[str, Any] = {
         "PROVIDER_PRIVATE_KEY": PROVIDER_KEY,
         "DRAIN_RPC_URL": chain.url("a") if rpc is None else rpc,
-        "DRAIN_CONFIRMATIONS": str(DEPTH),
-        "DRAIN_CACHE_S": "0",
-        "DRAIN_CLOSE_IDLE_S": "0",
         "ADMIN_TOKEN": ADMIN,
-        "CLAIM_LEAST_TIP_GWEI": "1",
-        "CLAIM_GAS_PRICE": "0",
         "DISCONNECT_GRACE_S": "1",
         "DRAIN_S": "5",
-        **PRICES,
+        **TERMS,
         **settings,
     }
     return World.create(folder, **given)

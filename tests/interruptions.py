@@ -96,6 +96,7 @@ class Asked:
     headers: Mapping[str, str] = field(default_factory=dict)
     reads: int = 10**9
     """After how many pieces of the answer its caller goes."""
+    address: str = "127.0.0.1"
 
 
 @dataclass(slots=True)
@@ -128,7 +129,7 @@ class House:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, folder: Path) -> AsyncIterator[House]:
+    async def open(cls, folder: Path, **settings: Any) -> AsyncIterator[House]:
         """Open everything, in an empty folder; at the end the books are checked from the beginning."""
         logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # what a fake says of a connection that was cut
         upstream = demo.make_app(openai_key="sk-test-key", anthropic_key="sk-ant-test-key")
@@ -151,10 +152,11 @@ class House:
             public_url=public,
             drain_s=0,
             disconnect_grace_s=0,
+            **settings,
         )
         try:
             async with app.running(config) as parts:
-                made = admin.Admin(parts.store, app.utc_now, parts.plans, parts.gateway, parts.cashier)
+                made = admin.Admin(parts.store, app.utc_now, parts.plans, parts.gateway, parts.cashier, parts.agents)
                 yield cls(parts, app.create_app(parts), made)
                 books = await parts.store.read(lambda tx: ledger.check(tx, full=True))
                 assert books.wrong == []
@@ -201,6 +203,9 @@ class House:
         assert (billing.door.body_bytes, billing.door.bodies) == (0, {}), "room for webhooks is lost"
         assert not any(lock.locked() for lock in billing.busy.values()), "a lock is kept"
         assert not self.parts.api._reading_tables, "a table is read for good"
+        if self.parts.agents is not None:
+            async with asyncio.timeout(PATIENCE_S), self.parts.agents.collector._lock:
+                pass  # which the job may have for a moment
 
     async def answers(self) -> None:
         """Whether it still serves, and still writes: health, and a billed request of somebody new."""
@@ -261,7 +266,7 @@ def _scope(asked: Asked) -> dict[str, Any]:
         "query_string": query.encode(),
         "root_path": "",
         "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
-        "client": ("127.0.0.1", 5),
+        "client": (asked.address, 5),
         "server": ("127.0.0.1", 80),
     }
 

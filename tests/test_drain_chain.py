@@ -248,6 +248,19 @@ async def test_where_one_node_fails_another_is_asked(
     assert await known.channel(channel_id) is not None
 
 
+async def test_a_node_that_quotes_the_key_in_its_address_is_not_repeated(
+    chain: LocalChain, client: Client, clock: Clock
+) -> None:
+    """A provider's node says which key it refuses, and why a node refuses is logged: so the key was in the log."""
+    key = "an-operators-Key~0123456789"
+    channel_id, node = chain.open(), f"v2/{key}"
+    for quotation in (key, key.lower(), "x" * 180 + key):
+        chain.fault("error", {"code": -32001, "message": f"{quotation} is no key"}, node=node)
+        why = await unknown(reader(client, [chain.url(node)], clock), channel_id)
+        assert "[redacted]" in why and key[:10].lower() not in why.lower()
+        chain.heal()
+
+
 async def test_a_node_that_nobody_answers_for_is_passed_over(chain: LocalChain, client: Client, clock: Clock) -> None:
     channel_id = old_channel(chain)
     known = reader(client, ["http://127.0.0.1:1/", "http://nowhere.invalid/", chain.url("b")], clock)

@@ -10,7 +10,7 @@ import asyncio
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -46,13 +46,17 @@ _TAG = re.compile(r"ask\.\d+\.")
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A key, and who pays what it asks for: `credits`, `allowance`, or the provider, by an `own key`."""
+    """A key, and who pays what it asks for: `credits`, `allowance`, the provider, by an `own key`; or an agent, whose
+    user stands for the key that it has not, and whose `purse` gives a `voucher` for each request."""
 
     customer: Customer
     payer: str
+    purse: Callable[[], str] | None = None
 
     def headers(self, path: str) -> dict[str, str]:
         """What a request of this caller bears."""
+        if self.purse is not None:
+            return {"x-drain-voucher": self.purse()}
         own = {"x-provider-key": ANTHROPIC_KEY if path in (MESSAGES, COUNT) else OPENAI_KEY}
         return {"authorization": f"Bearer {self.customer.key}", **(own if self.payer == "own key" else {})}
 
@@ -106,8 +110,11 @@ class Asked:
         """The answer has come to its end, whichever that is."""
         self.whole = self.status == 200 and (not self.stream or any(end in data for end in ENDS))
         unit = "tokens" if self.caller.payer == "allowance" and self.path != COUNT else "cents"
-        told = re.search(rf"^: goosestack .*\bcost-{unit}=(\d+)", data.decode("utf-8", "replace"), re.MULTILINE)
-        found = told.group(1) if told else headers.get(f"x-goosestack-cost-{unit}")
+        line, header = rf"^: goosestack .*\bcost-{unit}=(\d+)", f"x-goosestack-cost-{unit}"
+        if self.caller.purse is not None:
+            line, header = r"^: X-DRAIN-Cost: (\d+)", "x-drain-cost"
+        told = re.search(line, data.decode("utf-8", "replace"), re.MULTILINE)
+        found = told.group(1) if told else headers.get(header)
         self.told = None if found is None else int(found)
 
 
@@ -211,7 +218,7 @@ def disagreements(world: World, asked: Iterable[Asked]) -> list[str]:
             wrong += _disagrees(each, counts[each.tag, each.path], rows.pop(each.request_id, None))
     others: dict[tuple[str, int], list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows.values():
-        others[row["key_id"], row["process_id"]].append(row)
+        others[row["key_id"] or row["user_id"], row["process_id"]].append(row)
     for whose in lost.keys() | others.keys():
         wrong += _miscounted(lost[whose], others[whose], counts)
     return wrong

@@ -63,7 +63,7 @@ class Program:
             file.seek(self.start)
             return file.read().decode("utf-8", "replace")
 
-    def wait_for(self, pattern: str) -> re.Match[str]:
+    def wait_for(self, pattern: str, patience_s: float = PATIENCE_S) -> re.Match[str]:
         """The first match in its output; fails where it ends before."""
 
         def found() -> re.Match[str] | None:
@@ -72,7 +72,7 @@ class Program:
                 raise AssertionError(f"ended with {self.process.returncode}: {self.text()[-2000:]}")
             return match
 
-        match = until(found, pattern)
+        match = until(found, pattern, patience_s)
         assert isinstance(match, re.Match)
         return match
 

@@ -29,6 +29,9 @@ AT_ONCE = 32
 """Questions under way: strangers can make us ask, by channel ids that they invent."""
 DOWN_S = 30.0
 """How long a node that failed is asked last."""
+LEAST_KEY = 8
+"""Characters from which on a part of a node's address is taken for a key, that nodes quote when they refuse it."""
+MOST_SAID = 200
 SAME_CHAIN_S = 600.0
 """How long a node is believed to be still on its chain."""
 RETRY_AFTER_S = 5
@@ -52,7 +55,8 @@ class Reverted(Exception):
 
 
 class Refused(Exception):
-    """A node answers with an error of its own; the text is the node's, for logs and for telling cases apart."""
+    """A node answers with an error of its own; the text is the node's, without the key in its address, for logs and for
+    telling cases apart."""
 
 
 class NoAnswer(Exception):
@@ -69,6 +73,13 @@ class _Node:
     url: URL
     down_until: float = float("-inf")
     same_chain_until: float = float("-inf")
+
+    def quoted(self, said: str) -> str:
+        """What the node says, for a log: short, and without the key that its address may hold."""
+        for part in sorted({*self.url.parts, *self.url.raw_path.split("/")}, key=len, reverse=True):
+            if len(part) >= LEAST_KEY:
+                said = re.sub(re.escape(part), "[redacted]", said, flags=re.IGNORECASE)
+        return said[:MOST_SAID]
 
 
 class Rpc:
@@ -178,7 +189,10 @@ class Rpc:
                 answer.close()
         except (NotSent, Lost, Broken) as error:
             raise NoAnswer(f"{type(error).__name__}: {error}") from None
-        return _result(text, number)
+        try:
+            return _result(text, number)
+        except Refused as refused:
+            raise Refused(node.quoted(str(refused))) from None
 
     async def _post(self, node: _Node, body: bytes) -> Answer:
         try:
@@ -203,7 +217,7 @@ def _result(text: bytes, number: int) -> object:
         return message["result"]
     if not isinstance(error, dict):
         raise NoAnswer("the error has no shape")
-    said = str(error.get("message", ""))[:200]
+    said = str(error.get("message", ""))
     data = _revert_data(error.get("data"))
     if error.get("code") == 3 or "revert" in said.lower() or abi.error_name(data) is not None:
         raise Reverted(abi.error_name(data))

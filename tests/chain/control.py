@@ -17,6 +17,8 @@ from tests.world import Program, bare_environment
 
 DOLLAR = 1_000_000
 GWEI = 10**9
+START_S = 120.0
+"""It compiles its contracts first, which is a few seconds of CPU, whoever else wants it."""
 
 OPEN = abi.selector("open(address,uint256,uint256)")
 CLOSE = abi.selector("close(bytes32)")
@@ -40,7 +42,7 @@ class LocalChain:
         # the EVM's own libraries may warn of what they like
         env = bare_environment() | {"PYTHONWARNINGS": "default"}
         self.program = Program(args, env, folder / "chain.out", folder)
-        self.base = self.program.wait_for(r"listening on (\S+)").group(1)
+        self.base = self.program.wait_for(r"listening on (\S+)", START_S).group(1)
         self._ids = itertools.count(1)
 
     def close(self) -> None:

@@ -6,6 +6,10 @@ key, by the caller's own provider key and by access token, while its upstreams f
 the key that they were sent; receivers fail, its own statements fail, and it is killed. Then its log, its database and
 what lies beside it, its copies, its answers, its metrics, what its commands print, and what the kernel shows of it
 are searched, also for the forms in which a secret could have been written down.
+
+In full the daemon sells by vouchers, too, claims and closes, with a node that fails and quotes the key in its address.
+The tests' chain takes longer to start than all else that the short form does: there the wallet's key and the node's
+address are met by what `goosestack config` prints and by a start that finds no node, and by no daemon that serves.
 """
 
 from __future__ import annotations
@@ -20,7 +24,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
+from threading import Lock
+from typing import TYPE_CHECKING, Any
 
 from goosestack.config import options, setting
 from goosestack.demo.faults import FAULTS, fits
@@ -31,11 +36,25 @@ from tests.forgeries import FORGED, event
 from tests.mallory import CHAT, COUNT, EMBEDDINGS, MESSAGES, RESPONSES, asks, talk
 from tests.project import ANON_KEY, SECRET as PROJECT_SECRET, SERVICE_KEY, Project
 from tests.proofs.proof import Attempt, Proof
+from tests.proofs.wallet import CHANNELS, agent, chained, paid_and_closed, unserved
 from tests.receivers import Process
 from tests.shell import operator_of
 from tests.shops import Shop
 from tests.tills import KEY, SECRET, Till
-from tests.world import ANTHROPIC_KEY, OPENAI_KEY, PRICES, Customer, Daemon, Program, Upstream, World, bare_environment
+from tests.world import (
+    ANTHROPIC_KEY,
+    OPENAI_KEY,
+    PRICES,
+    Customer,
+    Daemon,
+    Program,
+    Upstream,
+    World,
+    bare_environment,
+)
+
+if TYPE_CHECKING:
+    from tests.channels import Channel
 
 ROUTER_KEY, PROXY_KEY = "sk-or-v1-operator-router-canary-0005", "operator.litellm~canary+0006"
 TOKEN, ADMIN = "om-operator-openmeter-canary-0007", "operator-admin-token-canary-0008-0008"
@@ -44,7 +63,6 @@ NOTICES, USAGE = (
 )
 OWN = {"openai": "sk-proj-BobsOwnOpenaiCanary-0123456789", "anthropic": "sk-ant-api03-BobsOwnCanary-0123456789"}
 SHAPELESS = "BobsOwn.Key~Canary+of/no=known_Shape"
-
 OPERATORS: Mapping[str, str] = {
     "OPENAI_API_KEY": OPENAI_KEY,
     "ANTHROPIC_API_KEY": ANTHROPIC_KEY,
@@ -59,12 +77,15 @@ OPERATORS: Mapping[str, str] = {
     "SUPABASE_ANON_KEY": ANON_KEY,
     "SUPABASE_SERVICE_KEY": SERVICE_KEY,
     "ADMIN_TOKEN": ADMIN,
+    **CHANNELS,
 }
-"""Every setting that is a secret: one that is added must be planted here."""
+"""Every setting that is a secret, and what of it: one that is added must be planted here."""
 
 WIRES = {"chat": CHAT, "responses": RESPONSES, "embeddings": EMBEDDINGS, "messages": MESSAGES, "count_tokens": COUNT}
 MODELS = {"router": "openai/gpt-5-nano", "proxy": "gpt-5-nano"}
 PAYERS = ("credits", "own key", "shapeless own key", "token", "router", "proxy", "no key")
+VOUCHER = "voucher"
+"""One more, in full alone."""
 ENDLESS = ("endless_line", "endless_body", "gzip_bomb")
 """Faults that take their time, and are met in full alone."""
 SLOW = ("drip", "byte_by_byte")
@@ -86,6 +107,9 @@ class House:
     secrets: dict[str, str] = field(default_factory=lambda: dict(OPERATORS))
     """By a name for each: all that must be found nowhere."""
     wrong: list[str] = field(default_factory=list)
+    dave: Channel | None = None
+    """In full alone: his channel, on a chain of its own."""
+    purse: Lock = field(default_factory=Lock)
 
     @classmethod
     def build(cls, root: Path, *, full: bool) -> House:
@@ -93,8 +117,8 @@ class House:
         folder, beyond = root / "house", root / "beyond"
         for path in (folder, beyond, beyond / "credentials"):
             path.mkdir(parents=True)
-        for name, value in OPERATORS.items():
-            (beyond / "credentials" / name).write_text(value)
+        for name in OPERATORS.keys() - CHANNELS.keys():
+            (beyond / "credentials" / name).write_text(OPERATORS[name])
         (folder / "prices.toml").write_text(
             PRICES.read_text() + f'[models."{MODELS["proxy"]}"]\nprovider = "litellm"\n'
         )
@@ -131,10 +155,14 @@ class House:
             "LOG_LEVEL": "debug",
             "FORWARDED_ALLOW_IPS": "127.0.0.1",
         }
+        chain = chained(beyond, settings) if full else None
         world = World(folder, upstream, Daemon(folder, upstream.url, **settings))
         till.send_webhooks_to(f"{world.url}/billing/webhook")
         bob = world.customer(100_000, name="bob", pro=True)
         house = cls(folder, world, till, project, receivers, others, bob)
+        if chain is not None:
+            house.others.append(chain.program)
+            house.dave = agent(world, chain)
         house.secrets |= {"Bob's key": bob.key, "Bob's shapeless key": SHAPELESS}
         house.secrets |= {f"Bob's key of {name}": key for name, key in OWN.items()}
         return house
@@ -160,9 +188,15 @@ class House:
         self.search(shown, f"the answer {reply.status} of {method} {path}", told)
         return reply
 
-    def command(self, *args: str) -> None:
+    def voucher(self) -> str:
+        """Dave's next."""
+        assert self.dave is not None
+        with self.purse:
+            return self.dave.voucher(500_000)
+
+    def command(self, *args: str, **settings: str) -> None:
         """What an operator does, and what the shell shows of it."""
-        shown = operator_of(self.world).run(*args)
+        shown = operator_of(self.world).run(*args, env=settings)
         self.search("".join(shown).encode(), f"what `goosestack {' '.join(args)}` prints")
 
     def search(self, data: bytes, where: str, told: Iterable[str] = ()) -> None:
@@ -190,12 +224,13 @@ Case = tuple[str, bool, str | None, str]
 
 def cases(chance: Random, count: int, *, full: bool) -> list[Case]:
     """So many requests, of all that there are."""
+    payers = (*PAYERS, VOUCHER) if full else PAYERS
     found = [
         (wire, stream, fault, payer)
         for wire in WIRES
         for stream in (False, True)
         for fault in (None, *FAULTS)
-        for payer in PAYERS
+        for payer in payers
         if fits(fault, wire, stream)
         and not (stream and wire in ("embeddings", "count_tokens"))
         and not (payer in MODELS and wire != "chat")
@@ -203,18 +238,17 @@ def cases(chance: Random, count: int, *, full: bool) -> list[Case]:
         and not (wire == "embeddings" and fault in SLOW)
     ]
     chance.shuffle(found)
-    must = [next(each for each in found if each[2:] == (fault, payer)) for fault, payer in OBLIGED]
+    # of every payer an answer, and a refusal that quotes the key that was sent
+    obliged = [(None, payer) for payer in payers] + [("error_401", payer) for payer in payers if payer != "no key"]
+    must = [next(each for each in found if each[2:] == (fault, payer)) for fault, payer in obliged]
     return (must + [each for each in found if each not in must])[:count]
-
-
-OBLIGED = [(None, payer) for payer in PAYERS] + [("error_401", payer) for payer in PAYERS if payer != "no key"]
-"""Of every payer an answer, and a refusal that quotes the key that was sent."""
 
 
 def requested(house: House, case: Case) -> Reply:
     """One request of a model."""
     wire, stream, fault, payer = case
-    path, key, headers = WIRES[wire], house.bob.key, {}
+    path, headers = WIRES[wire], dict[str, str]()
+    key: str | None = house.bob.key
     directive = {"words": 5, "hang_s": 0.1, "delay_ms": 1, **({} if fault is None else {"fault": fault})}
     body = asks(path, directed("Hello", **directive), **({"stream": True} if stream else {}))
     match payer:
@@ -228,6 +262,9 @@ def requested(house: House, case: Case) -> Reply:
             key = f"gsk_{SHAPELESS[:7]}{'x' * 36}"
         case "router" | "proxy":
             body["model"] = MODELS[payer]
+        case "voucher":
+            key = None
+            headers["x-drain-voucher"] = house.voucher()
     return house.ask("POST", path, key=key, body=body, headers=headers)
 
 
@@ -237,10 +274,12 @@ def everywhere_else(attempt: Attempt, house: House) -> None:
     house.secrets["Alice's key"] = signed_up["api_key"]
     second = ask(house.world, "POST", "/v1/keys", key=signed_up["api_key"], body={"name": "other"}).json()
     house.secrets["Alice's second key"] = second["api_key"]
-    paths = "/ /v1/models /v1/models/x /v1/pricing /v1/keys /v1/usage /v1/usage?format=csv /v1/holds /api/me /readyz"
+    open_to_all = "/ /v1/docs /api/mcp/providers /v1/models /v1/models/x /v1/pricing /readyz /metrics"
+    own = "/v1/keys /v1/usage /v1/usage?format=csv /v1/holds /api/me /billing/payments /billing/portal"
+    paths = f"{open_to_all} {own} /v1/admin/stats /v1/admin/vouchers".split()
     given = sorted(house.secrets.values())
     for secret in (*attempt.random.sample(given, min(len(given), attempt.goal["credentials"])), None):
-        for path in f"{paths} /metrics /billing/payments /billing/portal".split():
+        for path in paths:
             house.ask("GET", path, key=secret, headers={"x-forwarded-for": "10.1.1.1"})
         if secret is None:
             continue
@@ -334,7 +373,7 @@ def planted(attempt: Attempt, house: House) -> None:
 
 def run(attempt: Attempt) -> None:
     """All that happens, then the search."""
-    attempt.expect("every other route", "Stripe that fails", "a fault inside", "a crash")
+    attempt.expect("every other route", "Stripe that fails", "a fault inside", "a crash", "a start without a node")
     secret_settings = {setting(entry) for entry in options() if entry.metadata["secret"]}
     attempt.must(secret_settings == set(OPERATORS), f"no canary for {sorted(secret_settings ^ set(OPERATORS))}")
     house = House.build(attempt.folder, full=attempt.full)
@@ -349,6 +388,9 @@ def run(attempt: Attempt) -> None:
         attempt.count("requests", len(found))
         everywhere_else(attempt, house)
         money(attempt, house)
+        unserved(attempt, house, OPERATORS)
+        if attempt.full:
+            paid_and_closed(attempt, house, lambda: requested(house, ("chat", False, None, VOUCHER)))
         faults_inside(attempt, house)
         house.ask("GET", "/metrics", headers={"authorization": f"Bearer {ADMIN}"})
         used(attempt, house)
@@ -369,7 +411,7 @@ PROOF = Proof(
     name="secrets",
     claim="No credential is ever in a log, an answer, a database, its log, a copy, a metric or a process list.",
     short={"requests": 30, "credentials": 4},
-    full={"requests": 1_000, "credentials": 18},
+    full={"requests": 1_000, "credentials": 20},
     run=run,
     limit_s=(90, 1_200),
 )

@@ -89,6 +89,8 @@ RELAYED: dict[str, tuple[str, Mapping[str, object], int]] = {
     "no usage": (MESSAGES, message(told(usage_mode="missing")), 200),
     "no answer": (CHAT, chat(told(fault="reset_before_headers")), 502),
 }
+VOUCHED = ("a plain answer", "a stream", "a streamed message", "an embedding", "a refusal", "a cut stream")
+"""Which of these a voucher pays for as well."""
 DEAR = chat(model="gpt-5.5", max_completion_tokens=100_000)
 RELAYS = [
     *(
@@ -176,7 +178,8 @@ OWN = (
     Route("metrics", ("GET", "/metrics"), 200, asking("GET", "/metrics")),
 )
 
-ARGS: dict[str, Callable[[Resident], dict[str, object]]] = {
+Args = Callable[[Resident], dict[str, object]]
+ARGS: dict[str, Args] = {
     "user_create": lambda alice: {"email": "dave@example.com"},
     "user_list": lambda alice: {"after": ""},
     "user_pro": lambda alice: {"user": alice.id, "until": "2999-01-01T00:00:00.000Z"},
@@ -185,6 +188,7 @@ ARGS: dict[str, Callable[[Resident], dict[str, object]]] = {
     "key_revoke": lambda alice: {"key": alice.key_id},
     "credit_grant": lambda alice: {"user": alice.id, "cents": 5, "note": "", "ref": None},
     "credit_show": lambda alice: {"user": alice.id},
+    "plan_list": lambda alice: {},
     "plan_assign": lambda alice: {"user": alice.id, "plan": "pro", "until": None},
     "plan_cap": lambda alice: {"user": alice.id, "cents": 5},
     "plan_show": lambda alice: {"user": alice.id},
@@ -198,6 +202,20 @@ ARGS: dict[str, Callable[[Resident], dict[str, object]]] = {
     "meters_discard": lambda alice: {"sink": "openmeter", "id": "none"},
     "meters_replay": lambda alice: {"sink": "openmeter", "since": "2026-01-01T00:00:00.000Z", "force": False},
 }
+DRAIN_ARGS: dict[str, Args] = {
+    "drain_status": lambda alice: {},
+    "drain_claim": lambda alice: {"force": True},
+    "drain_channels": lambda alice: {},
+}
+DRAIN_JOBS = ("claim", "watch_terms")
+OWN_JOBS = tuple(name for name, _ in app.JOBS if name not in DRAIN_JOBS)
+
+
+Before = Callable[[], Awaitable[None]]
+
+
+async def nothing() -> None:
+    pass
 
 
 @dataclass(slots=True)
@@ -209,10 +227,10 @@ class Besieged:
     points: int = 0
     pairs: int = 0
 
-    async def route(self, route: Route) -> None:
+    async def route(self, route: Route, *, relayed: bool) -> None:
         """Every suspension of the handler, and of the relay where there is one; each error at each of them."""
         places = [(HANDLER, error) for error in ERRORS]
-        places += [(RELAY, error) for error in HARSHER if route in RELAYS]
+        places += [(RELAY, error) for error in HARSHER if relayed]
         for where, error in places:
             await self.everywhere(route.name, where, error, partial(self.once, route))
         told = await self.answered(route, Interruption())
@@ -281,13 +299,15 @@ class Besieged:
         await self.house.quiet()
         return told
 
-    async def coroutine(self, name: str, what: str, make: Callable[[Resident], Any]) -> None:
-        """Every suspension of a verb or a job."""
+    async def coroutine(self, name: str, what: str, make: Callable[[Resident], Any], before: Before = nothing) -> None:
+        """Every suspension of a verb or a job, each after something that is not interrupted."""
 
         async def once(plan: Plan) -> int:
             interruption = Interruption(plan, watched={name})
             alice = await self.house.resident()
+            await before()
             await self.house.run(make(alice), interruption)
+            await self.house.quiet()
             if interruption.struck:
                 self.attempt.meet("an error in a verb or a job")
             return interruption.struck
@@ -310,10 +330,11 @@ async def siege(attempt: Attempt) -> None:
     covered = {route.template for route in (*OWN, *RELAYS)}
     every = {(method, path) for method, path, _ in app.ROUTES} | {("POST", f"/v1{wire.path}") for wire in app.WIRES}
     attempt.must(covered == every | {("POST", mobile_chat.ROUTE)}, f"not asked: {every - covered}")
-    attempt.must(set(ARGS) == set(VERBS), f"verbs not run: {set(VERBS) - set(ARGS)}")
+    run_verbs = ARGS.keys() | DRAIN_ARGS.keys()
+    attempt.must(run_verbs == set(VERBS), f"verbs not run: {set(VERBS) - run_verbs}")
     random = attempt.random
     relays, own = list(RELAYS), list(OWN)
-    verbs, jobs = sorted(ARGS), [name for name, _ in app.JOBS]
+    verbs, jobs = sorted(ARGS), list(OWN_JOBS)
     paired = list(RELAYS)
     kinds = list(product(HARSHER, repeat=2))
     if not attempt.full:
@@ -324,19 +345,54 @@ async def siege(attempt: Attempt) -> None:
     async with House.open(attempt.folder) as house:
         besieged = Besieged(attempt, house)
         for route in (*own, *relays):
-            await besieged.route(route)
+            await besieged.route(route, relayed=route in relays)
         for verb in verbs:
-            await besieged.coroutine(VERB, verb, partial(verb_of, house, verb))
+            await besieged.coroutine(VERB, verb, partial(verb_of, house, verb, ARGS[verb]))
         for job in jobs:
             await besieged.coroutine(JOB, job, partial(job_of, house, job))
         for route in paired:
             await besieged.pairs_of(route, kinds)
-    attempt.figure(f"{besieged.points:,} suspension points struck, which is all of them, and {besieged.pairs:,} pairs")
+    points, pairs = besieged.points, besieged.pairs
+    if attempt.full:
+        besieged = await siege_by_agents(attempt, kinds)
+        points, pairs = points + besieged.points, pairs + besieged.pairs
+    attempt.figure(f"{points:,} suspension points struck, which is all of them, and {pairs:,} pairs")
 
 
-async def verb_of(house: House, verb: str, alice: Resident) -> object:
+async def siege_by_agents(attempt: Attempt, kinds: Sequence[Sequence[str]]) -> Besieged:
+    """The same where vouchers are taken: what that adds."""
+    from tests.chain.control import LocalChain
+    from tests.proofs.agents import Dave, settings
+
+    folder = attempt.folder / "agents"
+    folder.mkdir()
+    chain = LocalChain(folder)
     try:
-        return await house.operator.call(verb, ARGS[verb](alice))
+        async with House.open(folder, **settings(chain)) as house:
+            dave, besieged = Dave.come(house, chain), Besieged(attempt, house)
+            routes, relays = dave.routes(), dave.relays()
+            covered = {route.template for route in routes}
+            every = {(method, path) for method, path, _ in app.DRAIN_ROUTES}
+            attempt.must(covered == every, f"not asked: {every - covered}")
+            for route in (*routes, *relays):
+                await besieged.route(route, relayed=route in relays)
+            for verb, args in DRAIN_ARGS.items():
+                await besieged.coroutine(
+                    VERB, verb, partial(verb_of, house, verb, args), dave.owed if verb == "drain_claim" else nothing
+                )
+            for job in DRAIN_JOBS:
+                await besieged.coroutine(JOB, job, partial(job_of, house, job), dave.owed)
+            await besieged.pairs_of(relays[1], kinds)
+            await dave.paid(attempt)
+        attempt.expect("a claim that was interrupted, and paid")
+        return besieged
+    finally:
+        chain.close()
+
+
+async def verb_of(house: House, verb: str, args: Args, alice: Resident) -> object:
+    try:
+        return await house.operator.call(verb, args(alice))
     except VerbError as error:
         return error
 
@@ -345,11 +401,13 @@ async def job_of(house: House, job: str, _alice: Resident) -> None:
     await app.Jobs(house.parts).once(job)
 
 
+HANDLERS = len(OWN) + len(RELAYS) + len(app.DRAIN_ROUTES) + len(VOUCHED) + len(VERBS) + len(app.JOBS)
+
 PROOF = Proof(
     name="interrupted",
     claim="A handler that is cancelled, or raised into, at any of its awaits holds nothing and hangs nobody.",
     short={"handlers": 6, "pairs": 1},
-    full={"handlers": len(OWN) + len(RELAYS) + len(ARGS) + len(app.JOBS), "pairs": 800},
+    full={"handlers": HANDLERS, "pairs": 800},
     run=run,
-    limit_s=(60, 450),
+    limit_s=(60, 900),
 )

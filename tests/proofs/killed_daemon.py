@@ -12,15 +12,28 @@ import signal
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 
 import aiohttp
 
 from tests.mallory import CHAT, MESSAGES, RESPONSES
 from tests.proofs.proof import Attempt, Proof, Refuted
-from tests.witness import Asked, Caller, a_wire, disagreements, make_callers, open_holds, open_world, query, wrong_books
-from tests.world import World
+from tests.witness import (
+    Asked,
+    Caller,
+    a_wire,
+    disagreements,
+    funding,
+    make_callers,
+    open_holds,
+    open_world,
+    query,
+    wrong_books,
+)
+from tests.world import Customer, World
 
 JOURNAL_S = 2.6
 """After so long a daemon has journalled what its streams have cost so far."""
@@ -33,6 +46,7 @@ LONG = {"words": 300, "delay_ms": 20}
 SILENT = {"hang_s": 3}
 """One that has not begun when its daemon dies: nothing shows that it will be billed."""
 
+STOP = {"DRAIN_S": "1"}
 KILLS = ("at once", "at once", "at once", "in its drain", "as it starts again")
 
 Question = tuple[str, bool, Mapping[str, object]]
@@ -115,9 +129,11 @@ def run(attempt: Attempt) -> None:
     attempt.expect("hold that outlived its drain")
     if attempt.full:
         attempt.expect(*(f"kill {manner}" for manner in KILLS))
-    world = open_world(attempt.folder, DRAIN_S="1")
-    try:
-        load = Load(attempt, world, make_callers(world, users=2, keys=2))
+    with ExitStack() as stack:
+        world, agents = open_market(attempt.folder, stack) if attempt.full else (open_world(attempt.folder, **STOP), [])
+        stack.callback(world.upstream.program.stop, signal.SIGKILL)
+        stack.callback(lambda: world.daemon.program.stop(signal.SIGKILL))
+        load = Load(attempt, world, [*make_callers(world, users=2, keys=2), *agents])
         rounds = ["kill"] * attempt.goal["kills"] + ["sigterm"] * attempt.goal["sigterms"]
         attempt.random.shuffle(rounds)
         rounds.sort(key=lambda each: each == "sigterm" and not attempt.full)
@@ -129,10 +145,21 @@ def run(attempt: Attempt) -> None:
             if number % 20 == 0:
                 books_add_up(load)
         judge(load)
-    finally:
-        world.daemon.program.process.kill()
-        world.daemon.program.process.wait()
-        world.upstream.program.stop(signal.SIGKILL)
+        if agents:
+            judge_channels(load)
+
+
+def open_market(folder: Path, stack: ExitStack) -> tuple[World, list[Caller]]:
+    """A world that sells by vouchers, too, and a caller who has some: in full alone, since a chain is slow to start."""
+    from tests import channels
+    from tests.chain.control import LocalChain
+
+    chain = LocalChain(folder)
+    stack.callback(chain.close)
+    world = channels.open_market(folder, chain, **funding(folder), **STOP)
+    dave = channels.Channel.open(world, chain, deposit=10**11)
+    user = "usr_0x" + dave.consumer.address.hex()
+    return world, [Caller(Customer(user, "", user), "voucher", lambda: dave.voucher(50_000))]
 
 
 def killed(load: Load, number: int) -> None:
@@ -161,6 +188,18 @@ def stopped(load: Load) -> None:
 def books_add_up(load: Load) -> None:
     wrong = wrong_books(load.world)
     load.attempt.must(not wrong, f"the books of daemon {load.life}: {wrong[:3]}")
+
+
+def judge_channels(load: Load) -> None:
+    """What a channel was charged its consumer has signed, and the channel has."""
+    sums = """SELECT c.accepted, c.deposit, a.balance, (SELECT sum(billed) FROM usage_log WHERE account_id = a.id)
+        FROM drain_channels c JOIN accounts a ON a.id = c.account_id"""
+    ((accepted, deposit, balance, billed),) = query(load.world, sums)
+    story = f"{billed:,} charged, {accepted:,} signed of {deposit:,}, {balance:,} left"
+    load.attempt.must(0 < billed <= accepted <= deposit and billed == accepted - balance, story)
+    load.attempt.meet("a channel that was charged")
+    load.attempt.expect("a channel that was charged")
+    load.attempt.figure(f"a channel, in micro-USDC: {story}")
 
 
 def judge(load: Load) -> None:
