@@ -167,8 +167,46 @@ def test_every_difference_is_found_at_once(verified: Ledger) -> None:
 
 def test_the_check_finds_who_could_have_paid_a_debt(verified: Ledger) -> None:
     verified.tell("""
-        sql UPDATE accounts SET balance = balance + 10 WHERE user_id = 'dave'   |
+        sql UPDATE accounts SET balance = balance + 1 WHERE user_id = 'dave'   |
         check   | error has not paid what it could
+    """)
+
+
+def test_what_is_left_of_a_unit_helps_to_pay_a_debt(book: Ledger) -> None:
+    book.tell("""
+        bring alice 10 pay_1           |
+        authorize r1 alice 4c+5        |
+        settle r1 4c+5                 |
+        bring alice 0 pay_1 reversal   | debt 5 balance 0 carry 9999995
+        check                          | right
+        sql UPDATE accounts SET balance = balance + 1 WHERE user_id = 'alice'   |
+        check                          | error owes 5, and has not paid what it could
+    """)
+
+
+def test_a_debt_that_no_due_bears_is_named(verified: Ledger) -> None:
+    verified.tell("""
+        sql UPDATE accounts SET debt = debt + 1 WHERE user_id = 'carol'   |
+        check   | error account 4: debt is 36, and its rows add up to 35
+    """)
+
+
+def test_holds_of_processes_that_are_gone_are_named_in_order(book: Ledger) -> None:
+    book.tell("authorize r2 nobody 0 \n authorize r1 nobody 0 \n restart")
+    gone = "held by a process that is gone"
+    assert ledger.check(book.db, full=False).wrong == [f"usage r1: {gone}", f"usage r2: {gone}"]
+
+
+def test_a_due_is_looked_at_from_the_latest_entries_on_however_many_settlements_there_were(book: Ledger) -> None:
+    for number in range(20):
+        book.tell(f"authorize r{number} nobody 0 \n settle r{number} 0")
+    book.tell("""
+        topup alice 5        |
+        verify               |
+        bring alice 9 due    |
+        check                | right
+        sql UPDATE dues SET posted = posted + 1, target = target + 1 WHERE ref = 'due'   |
+        check                | error due due: 10 was posted in 1 entries, and there are 1, of 9
     """)
 
 
@@ -261,10 +299,11 @@ def test_a_hold_that_was_made_before_the_statement_settles_after_it(book: Ledger
     """)
 
 
-def test_an_older_check_never_overwrites_a_younger_statement(book: Ledger) -> None:
-    book.tell(OLD)
+@pytest.mark.parametrize("between", [NEW, "topup alice 5", "settle open 1c"], ids=["much", "entry", "settlement"])
+def test_an_older_check_never_overwrites_a_younger_statement(book: Ledger, between: str) -> None:
+    book.tell(OLD).tell("topup bob 1 \n topup bob 2 \n authorize open alice 2c")
     older = ledger.check(book.db, full=False)
-    book.tell(NEW)
+    book.tell(between)
     book.tell("verify")
     stands = book.db.execute("SELECT * FROM statements").fetchall()
     ledger.verify(book.db, older, NOW)
