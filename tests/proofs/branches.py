@@ -174,7 +174,7 @@ def not_taken(about: Mapping[str, Any]) -> Iterator[str]:
 
 PROOF = Proof(
     name="branches",
-    claim="all branches of ledger, prices, formats, store, credentials and money in are taken by their own tests",
+    claim="All branches of ledger, prices, formats, store, credentials and money in are taken by their own tests.",
     short={"percent of branches": 100},
     full={"percent of branches": 100},
     run=run,

@@ -119,7 +119,7 @@ def scored(fates: Counter[str]) -> str:
 
 PROOF = Proof(
     name="mutants",
-    claim="any small change to the ledger, its SQL or the prices makes a test fail, but for those that change nothing",
+    claim="Any small change to the ledger, its SQL or the prices makes a test fail, but for those that change nothing.",
     short={"mutants": 10},
     full={"percent of mutants found": 95},
     run=run,
