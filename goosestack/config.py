@@ -82,8 +82,7 @@ def _url(value: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or "?" in value or "#" in value:
         raise _Bad("must be an http or https URL without a query")
     _refuse_unreachable(parts)
-    _key(value)
-    return (_origin(parts) + parts.path).rstrip("/")
+    return _key(value).rstrip("/")
 
 
 def _origin(parts: SplitResult) -> str:
@@ -138,7 +137,8 @@ def _project_url(value: str) -> str:
     url = _url(value)
     if url.endswith(("/auth/v1", "/rest/v1")):
         raise _Bad("must not end in /auth/v1 or /rest/v1, which are added to it")
-    return url
+    parts = urlsplit(url)
+    return _origin(parts) + parts.path  # tokens name it so
 
 
 def _token(value: str) -> str:

@@ -279,13 +279,9 @@ def test_an_origin_is_kept_as_browsers_send_it(value: str, sent: str) -> None:
     assert config.load({"CORS_ALLOWED_ORIGINS": value}).shown()["CORS_ALLOWED_ORIGINS"] == sent
 
 
-def test_an_address_is_kept_as_others_write_it_since_tokens_name_it() -> None:
+def test_a_projects_address_is_kept_as_its_tokens_name_it() -> None:
     found = config.load({"SUPABASE_URL": "HTTPS://Ref.Supabase.co:443/"})
     assert found.supabase_url == "https://ref.supabase.co"
-    assert (
-        config.load({"PUBLIC_URL": "https://Api.example.com:8443/Path"}).public_url
-        == "https://api.example.com:8443/Path"
-    )
 
 
 @pytest.mark.parametrize(
