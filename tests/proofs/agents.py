@@ -26,6 +26,8 @@ from tests.proofs.proof import Attempt
 MORE = 50_000
 """Micro-USDC that each voucher adds: enough for a useful answer."""
 DEPOSIT = 10**11
+MOST_TURNS = 2_000
+"""Every channel whose close was interrupted has a claim due, and each claim takes some turns."""
 OPERATOR = {"authorization": f"Bearer {ADMIN}"}
 OPEN = {"root": "/", "prices": "/v1/pricing", "docs": "/v1/docs", "directory": "/api/mcp/providers"}
 
@@ -137,7 +139,7 @@ class Dave:
     async def followed(self) -> None:
         """Every claim that is under way comes to its end."""
         domain, store = self.agents.provider.domain, self.house.parts.store
-        for _ in range(100):
+        for _ in range(MOST_TURNS):
             if await store.read(claims.under_way, domain) is None:
                 return
             self.chain.mine(DEPTH)
@@ -152,7 +154,7 @@ class Dave:
             return {each.channel_id: each.charged for each in books.open_channels(tx, domain)}
 
         owed = await store.read(charged)
-        for _ in range(100):
+        for _ in range(MOST_TURNS):
             await self.agents.collector.force()
             await self.agents.claim(force=True)
             await self.followed()
