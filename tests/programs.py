@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import random
 import resource
 import shutil
 import signal
@@ -25,6 +26,9 @@ from goosestack.store import Tx, backup
 from goosestack.store.sqlite import Lock, SqliteStore
 
 NOW = "2026-11-21T12:00:00.000Z"
+
+
+USERS = [f"user{number}" for number in range(4)]
 
 
 def say(*words: object) -> None:
@@ -128,6 +132,48 @@ async def fill_disk(path: Path) -> None:
     await store.close()
 
 
+async def trade(path: Path) -> None:
+    """Hold and settle with many customers at once, each in three steps for one name after the other, and say what was
+    answered, until killed."""
+    lock, store = Lock(path), SqliteStore(path, ballast_bytes=0)
+    process = await store.write(ledger.begin_process, "test", NOW)
+    say("process", process)
+    await store.write(ledger.recover, process, NOW)
+    wrong = await store.read(lambda tx: ledger.check(tx, full=True).wrong)
+    say("wrong", *(wrong or ["nothing"]))
+    rnd = random.Random(process)
+
+    def open_accounts(tx: Tx) -> list[int]:
+        for user in USERS:
+            tx.execute(
+                "INSERT INTO users (id, email, created_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", (user, user, NOW)
+            )
+        return [ledger.open_account(tx, user, "usd_cents", NOW) for user in USERS]
+
+    accounts = await store.write(open_accounts)
+
+    async def customer(number: int) -> None:
+        for count in range(1_000_000):
+            which = rnd.randrange(len(USERS))
+            name = f"p{process}_{number}_{count}"
+            await store.write(ledger.post, accounts[which], "topup", name, 3, NOW)
+            say("entry", name)
+            hold = NewHold(name, USERS[which], process, "openai_chat", "openai", "gpt", account_id=accounts[which])
+            answer = await store.write(ledger.authorize, hold, 1, 30_000_000, NOW)
+            say("held", name, answer.held)
+            if rnd.random() < 0.5:
+                await store.write(ledger.journal, name, Charge(7, 7))
+            if rnd.random() < 0.2:
+                say("released", name, await store.write(ledger.release, name, "refused", NOW))
+            else:
+                cost = rnd.randrange(25_000_000)
+                receipt = await store.write(ledger.settle, name, Charge(cost, cost), "completed", NOW)
+                say("settled", name, receipt.charged)
+
+    await asyncio.gather(*(customer(number) for number in range(8)))
+    lock.release()
+
+
 async def restore(folder: Path) -> None:
     """Restore `copy.db` as `goosestack.db`, in copies of a folder that are named 0, 1, 2 and so on: in the first,
     killed at the first line, in the next, at the second, and so on until one is not killed."""
@@ -192,6 +238,7 @@ PROGRAMS: dict[str, Callable[[Path], Awaitable[None]]] = {
         break_writer,
         put_off_a_rule,
         fill_disk,
+        trade,
         restore,
         back_up,
         pause_backup,

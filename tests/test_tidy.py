@@ -400,7 +400,7 @@ FORBIDDEN: Mapping[str, str] = {
     r"(?i)\b(?:todo|fixme|xxx|hack)\b": "unfinished work",
 }
 SESSIONS = re.compile(
-    r"""[-./=`'"]sessions?\b|\bsessions?[-/=`'"]|\bsession(: aiohttp|\.\w)"""
+    r"""[-./=`'"]sessions?\b|\bsessions?[-/=`'"]|\bsession(: (aiohttp|pytest)|\.\w)"""
     r"""|(shared|owns the) session|a session of its own""",
     re.IGNORECASE,
 )
