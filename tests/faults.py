@@ -302,7 +302,9 @@ def wrong(case: Case, who: str, answer: Answer, row: Mapping[str, Any]) -> str:
         return "the answer has no end"
     if not case.stream or b"data:" not in answer.body:
         return "" if row["reason"] == "completed" else "an answer that broke off came as a whole one"
-    ended = any(end in answer.body for end in ENDS) or (case.kind == "failed" and b"response.failed" in answer.body)
+    ours = b'"upstream_cut"' in answer.body  # in a `response.failed`, too
+    failed = case.kind == "failed" and b"response.failed" in answer.body and not ours
+    ended = failed or any(end in answer.body for end in ENDS)
     told = any(error in answer.body for error in ERRORS)
     if ended != (row["reason"] == "completed"):
         return f"a stream that ended by {row['reason']} does not look so: {answer.body[-300:]!r}"
