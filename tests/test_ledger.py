@@ -643,6 +643,18 @@ def test_what_was_spent_and_must_be_taken_back_is_owed(tell: Tell) -> None:
     """)
 
 
+def test_what_is_taken_back_bears_the_name_under_which_it_was_first_owed(tell: Tell) -> None:
+    tell("""
+        bring alice 100 pay_1          |
+        authorize r1 alice 100c        |
+        settle r1 100c                 | balance 0
+        bring alice 0 pay_1 refund     | owed 100 debt 100
+        bring alice 0 pay_1 reversal   | owed 100 debt 100
+        topup alice 100 pay_2          | balance 0 debt 0
+        entries pay_1                  | are topup:100,refund:-100
+    """)
+
+
 def test_open_holds_are_honoured_and_what_they_return_pays_the_debt(tell: Tell) -> None:
     tell("""
         bring alice 100 pay_1          |
