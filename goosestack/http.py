@@ -11,10 +11,12 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from types import SimpleNamespace
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
 from yarl import URL
@@ -127,9 +129,25 @@ class Turn:
             self._lock.release()
 
 
+class Protocol(ResponseHandler):
+    """aiohttp's, but that no answer outlives its connection: where what follows an answer's head cannot be parsed (a
+    chunk whose length is no number), aiohttp 3.14 hangs up and leaves whoever reads the body to wait for ever."""
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """See `asyncio.Protocol`."""
+        body = self._payload
+        super().connection_lost(exc)
+        if body is not None and not body.is_eof() and body.exception() is None:
+            body.set_exception(aiohttp.ClientPayloadError("the connection ended within the answer"))
+
+
 class Connector(aiohttp.TCPConnector):
     """Idle connections are kept to be used again, but none on which something came that nobody had asked for: it would
     be taken for the answer to the next request, and that one's for the answer to the next but one."""
+
+    def __init__(self, *, limit: int) -> None:
+        super().__init__(limit=limit, keepalive_timeout=IDLE_S, ttl_dns_cache=60)
+        self._factory = partial[ResponseHandler](Protocol, loop=self._loop)
 
     async def connect(
         self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
@@ -151,7 +169,7 @@ class Client:
         trace.on_connection_create_end.append(_note_new)
         trace.on_request_headers_sent.append(_note_sent)
         self._session = aiohttp.ClientSession(
-            connector=Connector(limit=0, keepalive_timeout=IDLE_S, ttl_dns_cache=60),
+            connector=Connector(limit=0),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
             trace_configs=[trace],
@@ -199,7 +217,7 @@ def session_for(library: str, total_s: float) -> aiohttp.ClientSession:
 
     `library` is sent as the user agent. The time is for each request, from its first byte to the answer's last."""
     return aiohttp.ClientSession(
-        connector=Connector(limit=20, keepalive_timeout=IDLE_S, ttl_dns_cache=60),
+        connector=Connector(limit=20),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=total_s, sock_connect=CONNECT_S),
         headers={"user-agent": library},

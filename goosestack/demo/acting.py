@@ -15,6 +15,8 @@ ENDLESS_BYTES = 256 * 1024 * 1024
 BLOCK_BYTES = 64 * 1024
 DEFAULT_HANG_S = 3600.0
 DRIP_S = 0.2
+MOMENT_S = 0.02
+"""So much later comes what is not to be read in one piece with what went before."""
 NO_JSON = b'{"id": "demo", oops'
 NONSENSE = {
     "bad_json": NO_JSON,
@@ -221,6 +223,7 @@ async def _two_lengths(delivery: Delivery) -> None:
 
 
 async def _bad_chunk(delivery: Delivery) -> None:
+    await asyncio.sleep(MOMENT_S)
     await delivery.write_raw(b"many\r\n")
     await delivery.close()
 

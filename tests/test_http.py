@@ -1,0 +1,75 @@
+"""The outgoing client, before a server that breaks the rules of HTTP in the middle of an answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+from yarl import URL
+
+from goosestack.http import Answer, Broken, Client, Lost
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+GOOD, BAD = b"5\r\nhello\r\n", b"many\r\n"
+SOON_S = 10.0
+
+
+@asynccontextmanager
+async def answered(pieces: Sequence[bytes], *, hangs_up: bool) -> AsyncIterator[Answer]:
+    """An answer that comes in these pieces, each sent when the one before has arrived; then the server hangs up, or
+    waits for us to."""
+    arrived, over = asyncio.Event(), asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+            await arrived.wait()
+        if not hangs_up:
+            await over.wait()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    client = Client()
+    try:
+        answer = await client.post(URL(f"http://127.0.0.1:{port}/"), {}, b"{}")
+        arrived.set()
+        yield answer
+        answer.close()
+    finally:
+        arrived.set()
+        over.set()
+        await client.close()
+        server.close()
+        await server.wait_closed()
+
+
+@pytest.mark.parametrize("hangs_up", [True, False], ids=["hung up", "still there"])
+@pytest.mark.parametrize(
+    "pieces",
+    [[HEAD, BAD], [HEAD, GOOD, BAD], [HEAD + GOOD, BAD], [HEAD, GOOD + BAD], [HEAD + GOOD[:6], b"loX\r\n"]],
+    ids=["at once", "after a piece", "after the first read", "within a read", "within a chunk"],
+)
+async def test_an_answer_that_cannot_be_parsed_any_more_is_broken_and_not_waited_for(
+    pieces: list[bytes], hangs_up: bool
+) -> None:
+    """A stream whose chunk had no length kept its client waiting until the request's deadline, a quarter of an hour."""
+    async with asyncio.timeout(SOON_S), answered(pieces, hangs_up=hangs_up) as answer:
+        with pytest.raises(Broken):
+            await answer.read(1024)
+
+
+async def test_an_answer_that_cannot_be_parsed_from_its_head_on_is_lost() -> None:
+    with pytest.raises(Lost):
+        async with asyncio.timeout(SOON_S), answered([HEAD + GOOD + BAD], hangs_up=False):
+            pass
+
+
+async def test_an_answer_that_ends_with_its_connection_is_whole() -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n\r\n"
+    async with asyncio.timeout(SOON_S), answered([head, b"hello ", b"you"], hangs_up=True) as answer:
+        assert await answer.read(1024) == b"hello you"
