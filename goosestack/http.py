@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -147,7 +147,8 @@ class Connector(aiohttp.TCPConnector):
 
     def __init__(self, *, limit: int) -> None:
         super().__init__(limit=limit, keepalive_timeout=IDLE_S, ttl_dns_cache=60)
-        self._factory = partial[ResponseHandler](Protocol, loop=self._loop)
+        made: Callable[..., ResponseHandler] = Protocol
+        self._factory = partial(made, loop=self._loop)
 
     async def connect(
         self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout

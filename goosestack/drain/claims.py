@@ -14,6 +14,7 @@ from goosestack.drain.abi import Channel
 from goosestack.drain.books import Standing
 from goosestack.drain.claiming import Transaction
 from goosestack.drain.vouchers import Domain, Voucher
+from goosestack.errors import CloseRefused
 from goosestack.store import Tx
 
 
@@ -132,6 +133,8 @@ def freeze(tx: Tx, domain: Domain, channel: Channel, idle_since: str | None, now
     """
     standing = books.see(tx, domain, channel, now)
     if standing.closing is not None:
+        if max(standing.claimed, channel.claimed) > standing.closing:
+            raise CloseRefused(reason="it was signed before and not used, and more has been claimed since")
         return standing.closing
     claiming = tx.execute(
         "SELECT 1 FROM drain_claims WHERE channel_id = ? AND status = 'sent'", (standing.id,)
