@@ -102,14 +102,12 @@ def test_above_the_threshold_and_before_the_expiry_the_job_claims_by_itself(fold
     try:
         dave = Channel.open(world, chain)
         assert dave.buy(50_000, chat(of(500, 200))).status == 200
-        until(lambda: claims(dave), "the job to claim")
-        assert chain.claimed(dave.id) == 50_000
+        until(lambda: chain.claimed(dave.id) == 50_000, "the job to claim")
         chain.mine(DEPTH)
         small = Channel.open(world, chain, duration=8_000)
         assert small.buy(50_000, chat(of(50, 20))).status == 200
         chain.pass_time(4_500)
-        until(lambda: claims(small), "the job to claim what expires")
-        assert chain.claimed(small.id) == 50_000
+        until(lambda: chain.claimed(small.id) == 50_000, "the job to claim what expires")
         assert code(small.buy(50_000)) == "channel_expired"
     finally:
         world.close()
