@@ -38,6 +38,18 @@ def test_a_price_of_the_operators_own_stands_in_place_of_the_books() -> None:
     assert (model.web_search, model.us_percent, model.kind) == (plain.web_search, plain.us_percent, plain.kind)
 
 
+@pytest.mark.parametrize(
+    "name", ["input", "output", "cache_read", "cache_write", "cache_write_long", "input_audio", "output_audio"]
+)
+def test_each_class_of_tokens_can_have_a_price_of_its_own(name: str) -> None:
+    prices = {"input": 1, "output": 2, name: 7}
+    lines = "\n".join(f"{each} = {price}" for each, price in prices.items())
+    made = book(f'[models.house]\nprovider = "litellm"\ncontext = 1000\n{lines}')
+    model = made.find("litellm", "house")
+    assert model is not None
+    assert charge(model, Usage(**{name: 1_000_000}), Terms(), TODAY) == 7_000_000_000
+
+
 def test_it_stands_in_place_of_every_price_per_token_and_of_the_day_on_which_the_model_ends() -> None:
     made = book("""
         [models."gpt-5.4"]

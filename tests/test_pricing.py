@@ -226,6 +226,33 @@ def test_a_long_context_is_dearer_as_a_whole_and_only_above_the_threshold() -> N
     assert quote(model, Demand(272_001, 10), Terms(), TODAY) == charge(model, over, Terms(), TODAY)
 
 
+def test_a_threshold_is_reached_by_what_is_above_it_and_not_by_what_is_at_it() -> None:
+    rates = [{"tier": STANDARD, "above": above, "input": 10**6 * (1 + above), "output": 1} for above in (0, 1)]
+    model = model_of(rates)
+    assert [charge(model, Usage(input=count), Terms(), TODAY) for count in (1, 2)] == [1_000, 4_000]
+    assert [quote(model, Demand(count, 0), Terms(), TODAY) for count in (1, 2)] == [1_000, 4_000]
+
+
+def test_a_call_is_rounded_up_to_a_nanodollar_once_its_percentage_is_taken() -> None:
+    assert [Terms().apply(picos) for picos in (1_000, 1_001, 100_000)] == [1, 2, 100]
+    assert [Terms().apply(2_000, percent) for percent in (100, 110, 150)] == [2, 3, 3]
+
+
+def test_only_who_asks_for_it_pays_for_staying_in_the_us() -> None:
+    model = model_of([{"tier": STANDARD, "above": 0, "input": 10**6, "output": 1}], us_percent=110)
+    usage = Usage(input=100)
+    assert charge(model, usage, Terms(), TODAY) == 100_000
+    assert charge(model, usage, Terms(), TODAY, us_only=True) == 110_000
+
+
+def test_a_model_whose_first_price_is_still_to_come_is_not_sold() -> None:
+    dated = [
+        {"tier": STANDARD, "above": 0, "from": since, "input": 1, "output": 1} for since in ("2027-01-01", "2028-01-01")
+    ]
+    assert model_of(dated).tiers(TODAY) == frozenset()
+    assert model_of(dated).tiers("2027-01-01") == {STANDARD}
+
+
 def test_an_unknown_tier_is_charged_as_standard() -> None:
     model = model_of([PLAIN, {**PLAIN, "tier": "priority", "input": 5_000_000, "output": 20_000_000}])
     used = Usage(input=1000, output=1000)
@@ -364,6 +391,15 @@ def test_a_model_without_a_proper_price_is_refused(rates: list[dict[str, Any]]) 
 def test_a_model_without_a_proper_limit_is_refused(name: str, limit: object) -> None:
     with pytest.raises(PriceError, match=f"openai/m: {name} must be a number of tokens"):
         model_of([PLAIN], **{name: limit})
+
+
+@pytest.mark.parametrize(
+    "name", ["input", "output", "cache_read", "cache_write", "cache_write_long", "input_audio", "output_audio"]
+)
+@pytest.mark.parametrize("price", [-1, "1", pricing.MOST_PICOS + 1])
+def test_a_price_of_any_class_that_can_be_none_is_refused_by_name(name: str, price: object) -> None:
+    with pytest.raises(PriceError, match=f"the {name} price must be picodollars per token"):
+        model_of([{**PLAIN, name: price}])
 
 
 def test_two_models_of_one_name_are_refused() -> None:
