@@ -277,8 +277,15 @@ async def test_while_the_project_is_down_its_last_good_keys_are_kept(gate: Gate)
 
 @pytest.mark.parametrize(
     "body",
-    [{"keys": []}, {"keys": [{"kid": "a", "kty": "oct", "k": "c2VjcmV0"}]}, "deep"],
-    ids=["none", "useless", "deep"],
+    [
+        {"keys": []},
+        {"keys": [{"kid": "a", "kty": "oct", "k": "c2VjcmV0"}]},
+        {"keys": ["a"]},
+        [],
+        {"keys": [], "more": "a" * 300_000},
+        "deep",
+    ],
+    ids=["none", "useless", "words", "no document", "huge", "deep"],
 )
 async def test_an_answer_without_a_key_that_can_be_used_takes_no_key_away(gate: Gate, body: object) -> None:
     opened = gate.opened()
