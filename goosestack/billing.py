@@ -166,11 +166,10 @@ class Billing:
         known, email = await store.read(payments.customer_of, user_id)
         if known is not None and not await till.is_deleted(known):
             return known
-        params = {"metadata": {"user": user_id}, **({"email": email} if email else {})}
         if known is None:
-            made = await till.create_customer(params, f"customer-{user_id}")
+            made = await _new_customer(till, user_id, email, f"customer-{user_id}")
             return await store.write(payments.set_customer, user_id, made)
-        made = await till.create_customer(params, f"customer-{user_id}-after-{known}")
+        made = await _new_customer(till, user_id, email, f"customer-{user_id}-after-{known}")
         self.gateway.alert("stripe", doing="customer", error=f"{known} was deleted at Stripe; {user_id} is {made} now")
         return await store.write(inbox.replace_customer, user_id, known, made)
 
@@ -315,6 +314,18 @@ class Billing:
         if unknown := set(body) - known:
             raise errors.Invalid(reason=f"unknown field `{min(unknown)[:64]}`", param=min(unknown)[:64])
         return body
+
+
+async def _new_customer(till: Till, user_id: str, label: str, key: str) -> str:
+    """The id of a customer that is made at Stripe for a user, with their label as its e-mail where Stripe takes it for
+    one: who signs in by telephone has none, and others may have given anything. Its checkout then asks for one."""
+    told = {"metadata": {"user": user_id}}
+    try:
+        return await till.create_customer({**told, "email": label}, key)
+    except TillError as error:
+        if error.code != "email_invalid":
+            raise
+    return await till.create_customer(told, f"{key}-unnamed")
 
 
 def _idempotency_key(request: Request) -> str | None:

@@ -70,7 +70,9 @@ _MOST_REASON = 300
 _TOKEN = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _EMAIL = re.compile(r"[!-?A-~]{1,128}@[!-?A-~]{1,125}")
-_ASYMMETRIC = ("ES256", "RS256")
+_ASYMMETRIC = {("EC", "P-256"): "ES256", ("RSA", None): "RS256"}
+"""The algorithm of a public key, by its kind (`kty`) and curve (`crv`)."""
+
 _FAILED = (NotSent, Lost, Broken, TimeoutError)
 _ENDED = frozenset(("bad_jwt", "session_not_found", "session_expired", "user_not_found", "user_banned"))
 """What the sign-in service says of a token that stands no more: another 401 is not about the token, but of whatever
@@ -117,7 +119,6 @@ class KeySet:
         self._client, self._url, self._clock = client, URL(f"{issuer}/.well-known/jwks.json"), clock
         self._keys: dict[str, jwt.PyJWK] = {}
         self._looked_at: float | None = None
-        self._had = False
         self._looking: asyncio.Task[None] | None = None
         self._asked = self._answered = 0
         self._published: list[dict[str, Any]] = []
@@ -126,7 +127,7 @@ class KeySet:
     async def find(self, header: Mapping[str, Any]) -> tuple[Any, str] | None:
         """See `Keys.find`. Where the `kid` is unknown, the project may have a new key: see `REFETCH_S`."""
         kid = header.get("kid")
-        if type(kid) is not str or header.get("alg") not in _ASYMMETRIC:
+        if type(kid) is not str or header.get("alg") not in _ASYMMETRIC.values():
             return None
         if kid not in self._keys:
             await self._look_again()
@@ -136,13 +137,13 @@ class KeySet:
     async def _look_again(self) -> None:
         """Fetch the keys unless that was just tried; whoever comes meanwhile waits for the same answer."""
         if self._looking is None:
-            wait = REFETCH_S if self._had else FIRST_S
+            wait = REFETCH_S if self._keys else FIRST_S
             if self._looked_at is None or self._clock() - self._looked_at >= wait:
                 self._looked_at = self._clock()
                 self._looking = asyncio.create_task(self._try())
         if self._looking is not None:
-            await _done(self._looking, QUICK_S if self._had else None)
-        if not self._had:
+            await _done(self._looking, QUICK_S if self._keys else None)
+        if not self._keys:
             raise SignInUnavailable(headers={"retry-after": str(round(FIRST_S))})
 
     async def _try(self) -> None:
@@ -167,9 +168,10 @@ class KeySet:
             keys = {entry["kid"]: key for entry in published if (key := _usable(entry)) is not None}
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise Broken("the keys cannot be read") from error
-        if self._keys and not keys:
-            raise Broken("there is no key that can be used among those published; the last ones go on")
-        self._had, self._answered = True, number
+        if not keys:
+            rest = "the last ones go on" if self._keys else "an older project has none, and needs JWT_SECRET"
+            raise Broken(f"there is no key that can be used among those published; {rest}")
+        self._answered = number
         if published != self._published:
             self.generation += 1
             self._keys, self._published = keys, published
@@ -181,13 +183,13 @@ class _Document(msgspec.Struct):
 
 def _usable(entry: dict[str, Any]) -> jwt.PyJWK | None:
     """A published key; None where tokens are not to be verified with it."""
-    if type(entry.get("kid")) is not str or entry.get("use", "sig") != "sig":
-        return None
     try:
-        key = jwt.PyJWK.from_dict(entry)
+        algorithm = _ASYMMETRIC.get((entry.get("kty"), entry.get("crv")))
+        if algorithm is None or entry.get("alg", algorithm) != algorithm or entry.get("use", "sig") != "sig":
+            return None
+        return jwt.PyJWK.from_dict(entry, algorithm) if type(entry.get("kid")) is str else None
     except (jwt.PyJWTError, TypeError, ValueError):
         return None
-    return key if key.algorithm_name in _ASYMMETRIC else None
 
 
 @dataclass(slots=True)

@@ -50,10 +50,15 @@ class Project:
         seen = self.tell("GET", "requests")["requests"]
         return [one for one in seen if one["path"] == path]
 
-    def published(self) -> list[str]:
-        """The `kid` of each key that it publishes."""
+    def jwks(self) -> list[dict[str, Any]]:
+        """The keys that it publishes."""
         with urlopen(f"{self.issuer}/.well-known/jwks.json", timeout=10) as answer:
-            return [key["kid"] for key in json.load(answer)["keys"]]
+            keys: list[dict[str, Any]] = json.load(answer)["keys"]
+            return keys
+
+    def published(self) -> list[str]:
+        """The `kid` of each of them."""
+        return [key["kid"] for key in self.jwks()]
 
     @property
     def fetches(self) -> int:

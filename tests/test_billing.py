@@ -18,6 +18,7 @@ from goosestack.payments import Terms
 from goosestack.stripe_facts import Event
 from goosestack.subscriptions import iso
 from tests.asking import ask, chat, directed
+from tests.project import Project
 from tests.shops import PUBLIC, Shop, make_price
 from tests.tills import Till
 from tests.world import PATIENCE_S, Customer, until
@@ -67,6 +68,44 @@ def test_who_spent_what_was_refunded_owes_it_and_is_told_so(shop: Shop) -> None:
     shop.buy(alice)
     assert shop.world.funds(alice)["balance_cents"] == 999
     assert talk(shop, alice) == 200
+
+
+def test_who_has_no_e_mail_that_stripe_takes_buys_all_the_same(shop: Shop) -> None:
+    """Anything may stand where a user's e-mail is; Stripe asks for one that it takes."""
+    for label in ("alice@localhost", "a@b c.example", "@"):
+        user = shop.world.verb("user_create", email=label)
+        made = shop.world.verb("key_create", user=user["id"], name="test")
+        alice = Customer(user["id"], made["api_key"], made["id"])
+        shop.buy(alice)
+        shop.buy(alice)
+        assert shop.balance(alice) == 2000
+        ((customer,),) = shop.rows("SELECT stripe_customer_id FROM users WHERE id = ?", alice.id)
+        told = shop.till.object(customer)
+        assert (told["metadata"], told["email"]) == ({"user": alice.id}, None)
+
+
+def test_a_user_of_a_supabase_project_buys_and_manages_by_their_token(folder: Path) -> None:
+    """Also one who signs in by telephone, and has no e-mail at all."""
+    project = Project(folder)
+    shop = Shop.open(folder, SUPABASE_URL=project.url)
+    try:
+        for claims in ({"email": "alice@example.com"}, {"email": ""}, {"email": None}):
+            token = project.token(claims=claims)
+            me = ask(shop.world, "GET", "/api/me", key=token).json()["user"]["id"]
+            alice = Customer(me, token, "")
+            assert shop.ask(alice, "GET", "portal").status == 400  # nothing to manage yet
+            shop.buy(alice)
+            assert talk(shop, alice) == 200
+            assert shop.ask(alice, "GET", "portal").json()["url"].startswith(shop.till.url)
+            switch = {"enabled": True, "below": 500, "amount": 1000, "daily_cap": 5000}
+            assert shop.ask(alice, "POST", "auto-topup", switch).json()["enabled"] is True
+            assert [one["status"] for one in shop.listed(alice)] == ["paid"]
+        for refused in (None, Customer("", project.token(signer="stranger"), "")):
+            for method, path in (("POST", "checkout"), ("GET", "portal"), ("GET", "payments"), ("POST", "auto-topup")):
+                assert shop.ask(refused, method, path).status == 401
+    finally:
+        shop.close()
+        project.close()
 
 
 def test_a_refund_while_an_answer_is_on_its_way_takes_what_it_returns(shop: Shop) -> None:

@@ -17,6 +17,7 @@ from uuid import uuid4
 
 import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from goosestack import ledger, supabase
 from goosestack.accounts import Principal, find_identity
@@ -276,8 +277,15 @@ async def test_while_the_project_is_down_its_last_good_keys_are_kept(gate: Gate)
 
 @pytest.mark.parametrize(
     "body",
-    [{"keys": []}, {"keys": [{"kid": "a", "kty": "oct", "k": "c2VjcmV0"}]}, "deep"],
-    ids=["none", "useless", "deep"],
+    [
+        {"keys": []},
+        {"keys": [{"kid": "a", "kty": "oct", "k": "c2VjcmV0"}]},
+        {"keys": ["a"]},
+        [],
+        {"keys": [], "more": "a" * 300_000},
+        "deep",
+    ],
+    ids=["none", "useless", "words", "no document", "huge", "deep"],
 )
 async def test_an_answer_without_a_key_that_can_be_used_takes_no_key_away(gate: Gate, body: object) -> None:
     opened = gate.opened()
@@ -292,6 +300,30 @@ async def test_an_answer_without_a_key_that_can_be_used_takes_no_key_away(gate: 
     assert await opened.identify(gate.project.token(headers={"kid": "new"})) is None
     assert await opened.identify(token) is not None
     assert await opened.identify(gate.project.token()) is not None
+
+
+@pytest.mark.parametrize("odd", [{"kid": "a", "kty": "oct"}, {"kid": "a", "kty": "OKP", "alg": "none"}])
+async def test_a_key_of_a_kind_that_nobody_knows_keeps_no_other_from_being_used(gate: Gate, odd: object) -> None:
+    opened = gate.opened()
+    published = gate.project.jwks()
+    gate.project.tell("POST", "faults", path=JWKS, status=200, body=json.dumps({"keys": [odd, *published]}), times=0)
+    assert await opened.identify(gate.project.token()) is not None
+    assert gate.alerts == []
+
+
+async def test_a_project_that_publishes_no_key_refuses_nobody_for_good_and_its_operator_is_told(gate: Gate) -> None:
+    """As an older one does, whose tokens the secret alone verifies."""
+    opened = gate.opened()
+    gate.project.tell("POST", "faults", path=JWKS, status=200, body='{"keys": []}', times=0)
+    await opened.fetch_keys()
+    ((kind, told),) = gate.alerts
+    assert kind == "sign_in" and str(told["what"]).endswith("an older project has none, and needs JWT_SECRET")
+    token = gate.project.token()
+    with pytest.raises(SignInUnavailable):
+        await opened.identify(token)
+    gate.project.tell("DELETE", "faults")
+    gate.clock.now += FIRST_S
+    assert await opened.identify(token) is not None
 
 
 async def test_of_two_answers_that_overtake_each_other_the_later_question_counts(gate: Gate) -> None:
@@ -375,16 +407,25 @@ def test_only_keys_that_are_for_signatures_of_the_two_kinds_are_used() -> None:
         {**good, "alg": "ES512"},
         {**good, "alg": "HS256"},
         {**good, "alg": ["ES256"]},
+        {**good, "alg": "none"},
         {**good, "crv": "P-521"},
+        {**good, "crv": "secp256k1"},
+        {**good, "crv": ["P-256"]},
+        {**good, "kty": ["EC"]},
         {**good, "kty": "nothing"},
         {**good, "x": "AAAA"},
         {**good, "y": 5},
         {"kid": "a"},
+        {"kty": "oct", "kid": "a"},
         {"kty": "oct", "k": "c2VjcmV0", "kid": "a"},
         {"kty": "oct", "k": "c2VjcmV0", "kid": "a", "alg": "HS256", "use": "sig"},
         {"kty": "RSA", "kid": "a"},
     ]
     assert [entry for entry in bad if supabase._usable(entry) is not None] == []
+    for curve in (ec.SECP384R1(), ec.SECP521R1()):
+        entry = jwt.algorithms.ECAlgorithm.to_jwk(ec.generate_private_key(curve).public_key(), as_dict=True)
+        assert supabase._usable({**entry, "kid": "a"}) is None
+        assert supabase._usable({**entry, "kid": "a", "alg": "ES256"}) is None
 
 
 # --- asking the project ---------------------------------------------------------------------------------------

@@ -52,10 +52,8 @@ class MobileChat(OpenAIChat):
         _check_temperature(asked)
         if not traits.temperature:
             asked.pop("temperature", None)
-        cap = fields.integer(asked, "max_tokens", 1, fields.MOST_TOKENS)
-        if (
-            cap is not None
-        ):  # the field that every model of OpenAI's takes; where another provider's is needed, see `bid`
+        if fields.integer(asked, "max_tokens", 1, fields.MOST_TOKENS) is not None:
+            # every model of OpenAI's takes it under this name; where another provider wants another, see `bidding`
             asked["max_completion_tokens"] = asked.pop("max_tokens")
         return super().parse(asked, own_key=own_key)
 
