@@ -318,6 +318,38 @@ def test_a_good_answer_that_is_not_stripes_is_none() -> None:
     assert [event["id"] for event in world.receiver.events()] == [id]
 
 
+def test_a_refusal_that_is_not_stripes_refuses_nothing() -> None:
+    class Elsewhere(StripeMeters):
+        def take(self, headers: Mapping[str, str], body: bytes) -> Reply:
+            return Reply(400, b"plain HTTP was sent to an HTTPS port")
+
+    world = ToStripe()
+    stripe, world.wire = world.wire, Wire({"stripe": Elsewhere(KEY)})
+    world.begin()
+    id = world.till.settle()
+    world.report()
+    assert world.till.dead("stripe_meter") == []
+    assert world.till.status("stripe_meter")["error"] == "status 400: plain HTTP was sent to an HTTPS port"
+    world.wire = stripe
+    world.begin()
+    assert [event["id"] for event in world.receiver.events()] == [id]
+
+
+def test_a_clock_of_ours_that_is_ahead_of_stripes_makes_no_dead_letters() -> None:
+    world = ToStripe()
+    world.report()
+    world.till.clock.seconds += 400
+    world.receiver._now = lambda: world.till.clock.unix() - 400
+    ids = [world.till.settle() for _ in range(3)]
+    world.report()
+    assert "5 minutes ahead" in world.till.status("stripe_meter")["error"]
+    assert world.till.dead("stripe_meter") == []
+    world.till.clock.seconds -= 400
+    world.receiver._now = world.till.clock.unix
+    world.begin()
+    assert [event["id"] for event in world.receiver.events()] == ids
+
+
 def test_the_duplicates_code_of_the_newer_interface_is_understood() -> None:
     class Newer(StripeMeters):
         def take(self, headers: Mapping[str, str], body: bytes) -> Reply:
