@@ -554,6 +554,18 @@ def test_what_may_have_arrived_is_not_sent_again_once_the_receiver_has_forgotten
     assert f"nobody knows whether it has arrived: it was first sent at {at}" in dead[0]["reason"]
 
 
+def test_what_may_have_arrived_is_given_up_well_before_the_receiver_forgets_it(house: House) -> None:
+    """Neither two clocks nor the way there are exact."""
+    id = house.till.settle()
+    house.wire.faults["openmeter"] = ["lost after"]
+    house.till.turn(house.meter)
+    house.later(24 * HOUR_S - 60)
+    house.openmeter._now = lambda: house.till.clock.unix() + 120
+    house.till.report(house.meter)
+    assert house.arrived() == [id]
+    assert [letter["id"] for letter in house.till.dead("openmeter")] == [id]
+
+
 def test_what_cannot_have_arrived_is_sent_however_late(house: House) -> None:
     ids = [house.till.settle() for _ in range(3)]
     house.wire.faults["openmeter"] = ["refused", "429", "404", *["refused"] * 100]

@@ -41,8 +41,12 @@ class ToOpenMeter:
     def __init__(self, subject: str = "user_id") -> None:
         self.till, self.receiver = Till(), FakeOpenMeter("om_token")
         self.wire = Wire({"openmeter": self.receiver})
+        self.begin(subject)
+
+    def begin(self, subject: str = "user_id", source: str = "here") -> None:
+        """The process begins, with these settings."""
         sink = OpenMeter(
-            self.wire, "http://openmeter", "om_token", source="here", type="llm", subject=subject, issuer=ISSUER
+            self.wire, "http://openmeter", "om_token", source=source, type="llm", subject=subject, issuer=ISSUER
         )
         self.meter = self.till.meter(sink)
         self.till.report(self.meter)
@@ -119,6 +123,21 @@ def test_a_name_that_is_taken_away_before_an_event_is_sent_makes_a_dead_letter_o
     world.till.report(world.meter)
     (letter,) = world.till.dead("openmeter")
     assert (letter["id"], letter["reason"]) == (id, "its user has no stripe_customer_id")
+
+
+def test_another_source_makes_no_other_event_of_what_may_have_arrived() -> None:
+    """OpenMeter tells events apart by it."""
+    world = ToOpenMeter()
+    world.wire.faults["openmeter"] = ["lost after"]
+    first = world.till.settle()
+    world.till.report(world.meter)
+    second = world.till.settle()
+    world.begin(source="elsewhere")
+    assert [(event["source"], event["id"]) for event in world.receiver.events()] == [
+        ("here", first),
+        ("elsewhere", second),
+    ]
+    assert world.receiver.totals()["duplicates"] == 1
 
 
 def link(till: Till) -> None:
