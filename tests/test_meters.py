@@ -506,6 +506,20 @@ def test_a_dead_letter_that_is_retried_arrives_once_it_can(house: House) -> None
     assert house.till.status("openmeter")["ok"]
 
 
+def test_a_dead_letter_that_is_retried_in_vain_is_not_well(house: House) -> None:
+    """It waits since it was first to be sent, though the cursor has passed it."""
+    id = house.till.settle()
+    house.openmeter.poison.ids.append(id)
+    house.till.report(house.meter)
+    house.later(HOUR_S)
+    house.wire.faults["openmeter"] = ["503"]
+    outbox.retry(house.till.books.db, "openmeter", id)
+    house.till.report(house.meter)
+    status = house.till.status("openmeter")
+    assert (status["dead_letters"], status["pending"], status["lag"]) == (0, 1, 0)
+    assert (status["lag_s"], status["ok"]) == (HOUR_S, False)
+
+
 def test_an_event_that_waits_can_be_discarded_too(house: House) -> None:
     """Whatever stops a sink at one event, an operator can let it go on."""
     first, second = house.till.settle(), house.till.settle()
