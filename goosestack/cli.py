@@ -597,7 +597,7 @@ def meters_status(letters: int, as_json: bool) -> None:
 
 
 def _meter_line(sink: Mapping[str, Any]) -> str:
-    waits = f", {sink['lag_s']:.0f} s" if sink["lag"] else ""
+    waits = f", {sink['lag_s']:.0f} s" if sink["lag"] or sink["pending"] else ""
     error = f"; waits until {sink['retry_at'] or 'now'} with {sink['next']}: {sink['error']}" if sink["error"] else ""
     name = sink["sink"] if sink["on"] else f"{sink['sink']} (off)"
     return f"{name}: {sink['lag']} requests behind{waits}, {sink['dead_letters']} dead letters{error}"

@@ -156,6 +156,6 @@ def _asked_s(retry_after: str | None, now: str) -> float:
     except ValueError:
         try:
             seconds = parsedate_to_datetime(retry_after).timestamp() - unix(now)
-        except ValueError:
+        except (ValueError, OverflowError):
             return 0
     return min(seconds, MOST_RETRY_AFTER_S) if seconds > 0 else 0

@@ -196,8 +196,8 @@ def wait(tx: Tx, sink: str, error: str, retry_at: str) -> None:
 
 def status(tx: Tx, now: str, on: Collection[str]) -> list[dict[str, Any]]:
     """Every sink that ever was: `sink`, whether it is `on` now (the settings say which are), `ok`, `lag` (settled rows
-    that it has not got), `lag_s` (since when the oldest of them waits; 0 where its time is yet to come, which is not
-    well), `pending` events, the `next` of them to be sent, `dead_letters`, `skipped` (rows of users whom it cannot
+    that it has not got), `lag_s` (since when the oldest of them, or of what is sent again, waits; 0 where its time is yet
+    to come, which is not well), `pending` events, the `next` of them to be sent, `dead_letters`, `skipped` (rows of users whom it cannot
     know), `carried` (by unit: what Stripe's meter has not been told of yet), `failures` in a row, the latest `error`,
     `retry_at`."""
     rows = tx.execute(
@@ -205,13 +205,15 @@ def status(tx: Tx, now: str, on: Collection[str]) -> list[dict[str, Any]]:
         " (SELECT count(*) FROM meter_events e WHERE e.sink = c.sink AND e.status = 'pending'),"
         " (SELECT e.id FROM meter_events e WHERE e.sink = c.sink AND e.status = 'pending'"
         " ORDER BY e.seq, e.id LIMIT 1),"
+        " (SELECT e.fixed_at FROM meter_events e WHERE e.sink = c.sink AND e.status = 'pending'"
+        " ORDER BY e.seq, e.id LIMIT 1),"
         " (SELECT count(*) FROM meter_events e WHERE e.sink = c.sink AND e.status = 'dead'),"
         " c.skipped, c.failures, c.error, c.retry_at"
         " FROM meter_cursors c LEFT JOIN usage_log u ON u.settled_seq = c.settled_seq + 1 ORDER BY c.sink"
     ).fetchall()
     found = []
-    for sink, lag, oldest, pending, first, dead, skipped, failures, error, retry_at in rows:
-        lag_s = 0.0 if oldest is None else round(unix(now) - unix(oldest), 3)
+    for sink, lag, oldest, pending, first, fixed_at, dead, skipped, failures, error, retry_at in rows:
+        waits_s = [round(unix(now) - unix(at), 3) for at in (oldest, fixed_at) if at is not None]
         carried = tx.execute(
             "SELECT meter, sum(amount) FROM meter_carries WHERE meter LIKE ? GROUP BY meter HAVING sum(amount) <> 0",
             (f"{sink}:%",),
@@ -220,9 +222,9 @@ def status(tx: Tx, now: str, on: Collection[str]) -> list[dict[str, Any]]:
             {
                 "sink": sink,
                 "on": sink in on,
-                "ok": dead == 0 and -AHEAD_S <= lag_s < LATE_S,
+                "ok": dead == 0 and all(-AHEAD_S <= wait_s < LATE_S for wait_s in waits_s),
                 "lag": lag,
-                "lag_s": max(0.0, lag_s),
+                "lag_s": max([0.0, *waits_s]),
                 "pending": pending,
                 "next": first,
                 "dead_letters": dead,

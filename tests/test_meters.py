@@ -5,14 +5,14 @@ is particular to each stands in `test_sinks.py`.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import format_datetime
 
 import pytest
 
 from goosestack import meters, outbox
-from goosestack.demo.openmeter import OpenMeter as FakeOpenMeter
+from goosestack.demo.openmeter import OpenMeter as FakeOpenMeter, Reply
 from goosestack.meters import Meter
 from goosestack.outbox import MeterError
 from goosestack.sinks.openmeter import OpenMeter
@@ -175,6 +175,50 @@ def wait_s(house: House) -> float:
     return datetime.fromisoformat(retry_at).timestamp() - house.till.clock.seconds
 
 
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [
+        (Reply(200, b'{"ok": true}', {"content-type": "application/json"}), "status 200, but not its answer: {"),
+        (Reply(202, b"queued"), "status 202, but not its answer: queued"),
+        (Reply(400, b"<h1>400", {"content-type": "text/html"}), "status 400, but a web page"),
+        (Reply(409, b"<p>no", {"content-type": "text/html; charset=utf-8"}), "status 409, but a web page"),
+    ],
+    ids=["another service's", "another service's words", "a proxy's", "a page's"],
+)
+def test_a_wrong_address_takes_nothing_and_refuses_nothing(house: House, reply: Reply, error: str) -> None:
+    """Whatever it answers: only an OpenMeter can say that it has usage, or that an event is wrong."""
+
+    class Elsewhere(FakeOpenMeter):
+        def take(self, headers: Mapping[str, str], body: bytes) -> Reply:
+            return reply
+
+    ids = [house.till.settle() for _ in range(3)]
+    right, house.wire._receivers = house.wire._receivers, {"openmeter": Elsewhere()}
+    house.till.report(house.meter)
+    status = house.till.status("openmeter")
+    assert status["error"].startswith(error) and (status["lag"], status["dead_letters"]) == (3, 0)
+    house.wire._receivers = right
+    house.later(2)
+    house.till.report(house.meter)
+    assert house.arrived() == ids
+
+
+def test_a_proxy_that_finds_a_batch_too_large_is_sent_less(house: House) -> None:
+    class Small(FakeOpenMeter):
+        def take(self, headers: Mapping[str, str], body: bytes) -> Reply:
+            if len(body) > 20_000:
+                return Reply(413, b"<h1>413", {"content-type": "text/html"})
+            return super().take(headers, body)
+
+    warm(house)
+    ids = [house.till.settle() for _ in range(100)]
+    small = Small()
+    house.wire._receivers = {"openmeter": small}
+    house.till.report(house.meter)
+    assert [event["id"] for event in small.events()] == ids
+    assert house.till.status("openmeter")["ok"]
+
+
 def test_waits_double_up_to_a_bound_and_are_jittered(house: House) -> None:
     house.till.settle()
     house.wire.faults["openmeter"] = ["503"] * 12
@@ -196,6 +240,7 @@ def test_waits_double_up_to_a_bound_and_are_jittered(house: House) -> None:
         (format_datetime(datetime.fromtimestamp(START + 90, UTC), usegmt=True), 90.0),
         ("86400", 3600.0),
         ("tomorrow", 1.0),
+        ("Wed, 21 Oct 2026 07:28:00 +9999999699999", 1.0),
         ("-5", 1.0),
     ],
 )
@@ -461,6 +506,20 @@ def test_a_dead_letter_that_is_retried_arrives_once_it_can(house: House) -> None
     assert house.till.status("openmeter")["ok"]
 
 
+def test_a_dead_letter_that_is_retried_in_vain_is_not_well(house: House) -> None:
+    """It waits since it was first to be sent, though the cursor has passed it."""
+    id = house.till.settle()
+    house.openmeter.poison.ids.append(id)
+    house.till.report(house.meter)
+    house.later(HOUR_S)
+    house.wire.faults["openmeter"] = ["503"]
+    outbox.retry(house.till.books.db, "openmeter", id)
+    house.till.report(house.meter)
+    status = house.till.status("openmeter")
+    assert (status["dead_letters"], status["pending"], status["lag"]) == (0, 1, 0)
+    assert (status["lag_s"], status["ok"]) == (HOUR_S, False)
+
+
 def test_an_event_that_waits_can_be_discarded_too(house: House) -> None:
     """Whatever stops a sink at one event, an operator can let it go on."""
     first, second = house.till.settle(), house.till.settle()
@@ -507,6 +566,18 @@ def test_what_may_have_arrived_is_not_sent_again_once_the_receiver_has_forgotten
     sent = START + 2 * HOUR_S * len(before)
     at = datetime.fromtimestamp(sent, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
     assert f"nobody knows whether it has arrived: it was first sent at {at}" in dead[0]["reason"]
+
+
+def test_what_may_have_arrived_is_given_up_well_before_the_receiver_forgets_it(house: House) -> None:
+    """Neither two clocks nor the way there are exact."""
+    id = house.till.settle()
+    house.wire.faults["openmeter"] = ["lost after"]
+    house.till.turn(house.meter)
+    house.later(24 * HOUR_S - 60)
+    house.openmeter._now = lambda: house.till.clock.unix() + 120
+    house.till.report(house.meter)
+    assert house.arrived() == [id]
+    assert [letter["id"] for letter in house.till.dead("openmeter")] == [id]
 
 
 def test_what_cannot_have_arrived_is_sent_however_late(house: House) -> None:

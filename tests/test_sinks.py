@@ -41,8 +41,12 @@ class ToOpenMeter:
     def __init__(self, subject: str = "user_id") -> None:
         self.till, self.receiver = Till(), FakeOpenMeter("om_token")
         self.wire = Wire({"openmeter": self.receiver})
+        self.begin(subject)
+
+    def begin(self, subject: str = "user_id", source: str = "here") -> None:
+        """The process begins, with these settings."""
         sink = OpenMeter(
-            self.wire, "http://openmeter", "om_token", source="here", type="llm", subject=subject, issuer=ISSUER
+            self.wire, "http://openmeter", "om_token", source=source, type="llm", subject=subject, issuer=ISSUER
         )
         self.meter = self.till.meter(sink)
         self.till.report(self.meter)
@@ -119,6 +123,21 @@ def test_a_name_that_is_taken_away_before_an_event_is_sent_makes_a_dead_letter_o
     world.till.report(world.meter)
     (letter,) = world.till.dead("openmeter")
     assert (letter["id"], letter["reason"]) == (id, "its user has no stripe_customer_id")
+
+
+def test_another_source_makes_no_other_event_of_what_may_have_arrived() -> None:
+    """OpenMeter tells events apart by it."""
+    world = ToOpenMeter()
+    world.wire.faults["openmeter"] = ["lost after"]
+    first = world.till.settle()
+    world.till.report(world.meter)
+    second = world.till.settle()
+    world.begin(source="elsewhere")
+    assert [(event["source"], event["id"]) for event in world.receiver.events()] == [
+        ("here", first),
+        ("elsewhere", second),
+    ]
+    assert world.receiver.totals()["duplicates"] == 1
 
 
 def link(till: Till) -> None:
@@ -316,6 +335,38 @@ def test_a_good_answer_that_is_not_stripes_is_none() -> None:
     world.wire = stripe
     world.begin()
     assert [event["id"] for event in world.receiver.events()] == [id]
+
+
+def test_a_refusal_that_is_not_stripes_refuses_nothing() -> None:
+    class Elsewhere(StripeMeters):
+        def take(self, headers: Mapping[str, str], body: bytes) -> Reply:
+            return Reply(400, b"plain HTTP was sent to an HTTPS port")
+
+    world = ToStripe()
+    stripe, world.wire = world.wire, Wire({"stripe": Elsewhere(KEY)})
+    world.begin()
+    id = world.till.settle()
+    world.report()
+    assert world.till.dead("stripe_meter") == []
+    assert world.till.status("stripe_meter")["error"] == "status 400: plain HTTP was sent to an HTTPS port"
+    world.wire = stripe
+    world.begin()
+    assert [event["id"] for event in world.receiver.events()] == [id]
+
+
+def test_a_clock_of_ours_that_is_ahead_of_stripes_makes_no_dead_letters() -> None:
+    world = ToStripe()
+    world.report()
+    world.till.clock.seconds += 400
+    world.receiver._now = lambda: world.till.clock.unix() - 400
+    ids = [world.till.settle() for _ in range(3)]
+    world.report()
+    assert "5 minutes ahead" in world.till.status("stripe_meter")["error"]
+    assert world.till.dead("stripe_meter") == []
+    world.till.clock.seconds -= 400
+    world.receiver._now = world.till.clock.unix
+    world.begin()
+    assert [event["id"] for event in world.receiver.events()] == ids
 
 
 def test_the_duplicates_code_of_the_newer_interface_is_understood() -> None:

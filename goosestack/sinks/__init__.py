@@ -242,10 +242,13 @@ async def ask(
 
 
 async def tell(client: Poster, url: URL, headers: Mapping[str, str], body: bytes, secrets: Sequence[str] = ()) -> None:
-    """Ask a receiver that is an API: whatever answers with a web page is something else, however content it looks."""
+    """Ask an API that accepts without a word and refuses in JSON. What answers otherwise is something else: it has
+    taken nothing, however content it looks, and refused nothing. Only a size, anything on the way may mind."""
     answer = await ask(client, url, headers, body, secrets)
-    if answer.good and answer.kind == "text/html":
-        raise Unavailable(f"status {answer.status}, but a web page", certain=False)
+    if answer.good and answer.text:
+        raise Unavailable(f"status {answer.status}, but not its answer: {answer.text}"[:MOST_REASON], certain=False)
+    if answer.status in REFUSING - {413} and answer.kind == "text/html":
+        raise Unavailable(f"status {answer.status}, but a web page", certain=True)
     if not answer.good:
         raise answer.problem()
 

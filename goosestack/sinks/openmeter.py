@@ -1,7 +1,7 @@
 """OpenMeter: CloudEvents, a hundred in a request.
 
-`id` is the id of the usage row and `source` is a setting, so that OpenMeter's deduplication (by both) drops what it
-has seen. Deduplication is off in a self-hosted OpenMeter unless it is configured, and remembers for 24 hours by
+`id` is the id of the usage row and `source` is a setting, kept with the event as it was, so that OpenMeter's
+deduplication (by both) drops what it has seen. Deduplication is off in a self-hosted OpenMeter unless it is configured, and remembers for 24 hours by
 default. Amounts are strings, which keep their precision and which its meters parse. A correction is an event of its
 own with negative amounts, which a meter that sums takes into account (openmeter.io/docs/metering/events).
 
@@ -17,7 +17,7 @@ from typing import ClassVar
 import msgspec
 from yarl import URL
 
-from goosestack.sinks import Event, Fact, Poster, Rejected, Sink, Usage, skip, tell
+from goosestack.sinks import FIELDS, Event, Fact, Poster, Rejected, Sink, Usage, skip, tell
 from goosestack.store import Tx
 
 PATH = "/api/v1/events"
@@ -36,7 +36,7 @@ class OpenMeter(Sink):
 
     name: ClassVar[str] = "openmeter"
     per_request: ClassVar[int] = 100
-    remembers_s: ClassVar[int | None] = 24 * 3600
+    remembers_s: ClassVar[int | None] = 23 * 3600
 
     def __init__(
         self, client: Poster, base: str, token: str | None, *, source: str, type: str, subject: str, issuer: str = ""
@@ -47,8 +47,11 @@ class OpenMeter(Sink):
 
     def fix(self, tx: Tx, rows: Sequence[Usage], now: str) -> list[Event]:
         """See `Sink.fix`."""
-        if self._subject == "user_id":
-            return super().fix(tx, rows, now)
+        known = rows if self._subject == "user_id" else self._known(tx, rows)
+        return [Event(row.id, row.user_id, {**row.facts(), "source": self._source}) for row in known]
+
+    def _known(self, tx: Tx, rows: Sequence[Usage]) -> list[Usage]:
+        """The rows of users who have the name, since they have it; the others are counted."""
         since: dict[str, int | None] = {}
         known = []
         for row in rows:
@@ -58,7 +61,7 @@ class OpenMeter(Sink):
             if first is not None and first <= (row.seq if row.corrects is None else row.corrects):
                 known.append(row)
         skip(tx, self.name, len(rows) - len(known))
-        return super().fix(tx, known, now)
+        return known
 
     def _since(self, tx: Tx, row: Usage) -> int | None:
         """The first row that is reported of this row's user, whose name is known by now; None where it is not."""
@@ -94,12 +97,12 @@ class OpenMeter(Sink):
         return {
             "specversion": "1.0",
             "id": event.id,
-            "source": self._source,
+            "source": event.facts["source"],
             "type": self._type,
             "subject": subject,
             "time": event.facts["settled_at"],
             "datacontenttype": "application/json",
-            "data": {name: _text(fact) for name, fact in event.facts.items() if fact is not None},
+            "data": {name: _text(fact) for name in FIELDS if (fact := event.facts[name]) is not None},
         }
 
 

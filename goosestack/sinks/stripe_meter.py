@@ -45,8 +45,6 @@ PAYERS = ("credits", "allowance", "overage")
 OLDEST_S = 35 * 24 * 3600 - 3600
 """The oldest timestamp, an hour short of what Stripe takes."""
 
-_REFUSING = frozenset((400,))
-
 
 @dataclass(slots=True)
 class _Carry:
@@ -186,13 +184,15 @@ class StripeMeter(Sink):
                 raise Unavailable(f"status {answer.status}, but not Stripe's answer", certain=False)
             return
         error = told.get("error")
-        error = error if isinstance(error, dict) else {}
+        if answer.status != 400 or not isinstance(error, dict):
+            raise answer.problem(refusing=frozenset())  # that is not how Stripe refuses an event
         duplicate = "already exists with identifier" in str(error.get("message"))
-        if answer.status == 400 and (duplicate or error.get("code") == "duplicate_meter_event"):
+        if duplicate or error.get("code") == "duplicate_meter_event":
             return
-        if answer.status == 400 and error.get("param") == "event_name" and self._ours(event):
-            raise Unavailable(answer.text[:MOST_REASON], certain=True)  # there is no such meter: no event's fault
-        raise answer.problem(_REFUSING)
+        # There is no such meter, or our clock is wrong (by it, the time is one that Stripe takes): no event's fault.
+        if error.get("param") == "timestamp" or (error.get("param") == "event_name" and self._ours(event)):
+            raise Unavailable(answer.text[:MOST_REASON], certain=True)
+        raise answer.problem()
 
     def _ours(self, event: Event) -> bool:
         """Whether an event counts what the meter of the settings does. It goes there, under whatever name that has by
