@@ -157,6 +157,7 @@ def test_no_header_is_more_than_malformed(market: World, dave: Channel) -> None:
         ask(market, "POST", "/v1/chat/completions", body={}, headers={"x-drain-voucher": json.dumps(good)}).status
         == 400
     )
+    assert spend(market, "{" * 40_000).status == 431
     assert spend(market, json.dumps(good)).status == 200  # the daemon lives, and the voucher is as good as before
 
 
