@@ -104,7 +104,7 @@ class Agents:
             "category": "llm",
             "protocol": "drain",
             "docsUrl": url + DOCS,
-            "status": {"online": True, "lastChecked": self.gateway.now(), "latencyMs": 0},
+            "status": {"online": not self.provider.troubles, "lastChecked": self.gateway.now(), "latencyMs": 0},
             "models": models,
         }
         return JSONResponse({"providers": [entry]})
@@ -139,11 +139,13 @@ class Agents:
         lines = []
         for _, model in sold[:MOST_DOCS_MODELS]:
             read, written = provider.prices.published(model, today)
-            lines.append(f"- {model.id[:40]}: {read} in, {written} out")
-        return _DOCS.format(
+            lines.append(page_line(model.id, read, written))
+        return PAGE.format(
             name=self.name[:40],
             provider=provider.address,
             contract=checksum_address(provider.domain.contract),
+            version=provider.contract.version,
+            early=PAGE_CLOSE if provider.contract.version > 1 else "",
             chain=provider.domain.chain_id,
             deposit=provider.least_deposit,
             seconds=provider.least_s,
@@ -198,6 +200,8 @@ class Agents:
             "activeChannels": found["channels"],
             "totalEarned": _usdc(found["earned"]),
             "claimThreshold": _usdc(self.collector.threshold),
+            "feeBps": self.provider.contract.fee_bps,
+            "termsAreFinal": self.provider.contract.renounced,
             "troubles": sorted(self.provider.troubles.values()),
         }
 
@@ -214,16 +218,18 @@ class Agents:
             raise errors.NotPermitted()
 
 
-_DOCS = """# {name}: LLM answers, paid per request from a DRAIN channel
+PAGE = """# {name}: LLM answers, paid per request from a DRAIN channel
 
 Provider: {provider}
-Contract: {contract} (DrainChannelV2), chain {chain}, USDC (6 decimals)
+Contract: {contract} (DRAIN V{version}), chain {chain}, USDC (6 decimals)
 
-1. Open a channel to the provider: a deposit of {deposit} micro-USDC or more. It is served until {seconds} s before its
-   expiry.
+1. Open a channel: approve USDC to the contract, then open(address provider, uint256 amount, uint256 duration_s), with
+   {deposit} micro-USDC or more. It is served until {seconds} s before its expiry.
 2. Send each request with the header X-DRAIN-Voucher:
    {{"channelId":"0x..","amount":"..","nonce":"..","signature":"0x.."}}
-   amount is cumulative, in micro-USDC, a decimal string; nonce grows with each request; the signature is EIP-712.
+   amount is cumulative, in micro-USDC; nonce grows with each request; both are decimal strings. The signature is
+   EIP-712, of domain name "DrainChannel", version "1", chainId {chain}, verifyingContract the contract, and of
+   type Voucher(bytes32 channelId,uint256 amount,uint256 nonce).
 3. What a voucher allows beyond the cost stays your credit. The output is capped to what it pays for.
 
 Paths (OpenAI's and Anthropic's formats, plain or streamed): POST /v1/chat/completions, /v1/responses, /v1/embeddings,
@@ -232,11 +238,18 @@ Paths (OpenAI's and Anthropic's formats, plain or streamed): POST /v1/chat/compl
 Answers bear X-DRAIN-Cost, X-DRAIN-Total, X-DRAIN-Remaining (micro-USDC); streams bear them as comments at the end.
 Errors are 402 with a code, also in X-DRAIN-Error. With insufficient_funds, sign X-DRAIN-Required minus
 X-DRAIN-Provided more.
-To end early: POST /v1/close-channel {{"channelId":"0x.."}}; the channel is then served no more.
-
+{early}
 USDC per 1,000 tokens, some of {count} models (all: GET /v1/pricing):
 {models}
 """
+
+PAGE_CLOSE = """To end early: POST /v1/close-channel {"channelId":"0x.."}; the channel is then served no more.
+"""
+
+
+def page_line(model: str, read: str, written: str) -> str:
+    """A model's line in the page: its prices of input and output."""
+    return f"- {model[:40]}: {read} in, {written} out"
 
 
 def _signature(value: object) -> bytes:

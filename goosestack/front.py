@@ -30,7 +30,7 @@ ASGI = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MOST_HEADER_BYTES = 32 * 1024
 MOST_HEADERS = 100
-_CREDENTIALS = (b"authorization", b"x-api-key", b"x-drain-voucher", b"x-payment-voucher")
+_CREDENTIALS = (b"authorization", b"x-api-key")
 _OWN = frozenset(
     ("", "/", "/health", "/readyz", "/metrics", "/pricing", "/keys", "/usage", "/holds", "/docs", "/close-channel")
 )

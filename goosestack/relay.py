@@ -456,11 +456,12 @@ class Relay:
                 self.log_fault(fault)
         if problem is None or (self.receipt is not None and self._reason == "completed"):
             return
-        problem.headers = {**self.headers, **problem.headers}
+        problem.headers = {**self.headers, **self._cost_headers(), **problem.headers}
         if not self.head.done():
             self.head.set_exception(problem)
         else:
-            self.pipe.put_now(self.wire.error_frame(problem, self.id), self._loop.time())
+            before, after = self._around()
+            self.pipe.put_now(before + self.wire.error_frame(problem, self.id) + after, self._loop.time())
 
     def _judge(self, error: BaseException) -> tuple[str, errors.Problem | None, bool]:
         """What a failure means: the reason in the log, what the client is told, and whether anything is charged."""
@@ -545,9 +546,9 @@ class Relay:
 
     def _around(self) -> tuple[bytes, bytes]:
         receipt, payer = self.receipt, self.bid.payer
-        if payer is None or not isinstance(receipt, Settled):
-            return comment(self._cost_headers()), b""
-        return payer.around(receipt)
+        if not isinstance(receipt, Settled):
+            return b"", b""
+        return (comment(FREE), b"") if payer is None else payer.around(receipt)
 
     # --- the end ---
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,15 +12,19 @@ from pathlib import Path
 
 import pytest
 
+from goosestack import agents
 from goosestack.config import load
-from goosestack.drain.prices import Prices, with_fee
+from goosestack.drain import abi
+from goosestack.drain.prices import OwnPrice, Prices, with_fee
+from goosestack.drain.signing import keccak256
+from goosestack.drain.vouchers import Domain
 from goosestack.errors import Refusal
-from goosestack.pricing import Model, Rate
+from goosestack.pricing import Model, Rate, Usage, charge
 from tests.asking import ask, chat
-from tests.chain.control import LocalChain
-from tests.chain.places import PROVIDER_KEY, V1
-from tests.channels import Channel, open_market, spend
-from tests.world import Upstream, World, bare_environment
+from tests.chain.control import APPROVE, OPEN, LocalChain, voucher_header
+from tests.chain.places import PROVIDER, PROVIDER_KEY, USDC, V1
+from tests.channels import DEPTH, Channel, open_market, spend
+from tests.world import Upstream, World, bare_environment, until
 
 WALLET = "0x3C44CdDdB6a900fa2b585dd299e03d12FA4293BC"
 
@@ -55,6 +60,13 @@ def test_a_price_of_the_book_has_the_markup_and_the_contracts_fee_on_it() -> Non
     assert Prices({}, Decimal(50), 200).published(model, "2026-11-21") == ("0.001531", "0.006123")
 
 
+def test_a_search_has_markup_and_fee_on_it_also_where_the_operator_prices_the_tokens() -> None:
+    model = Model("openai", "some-model", "Some", "chat", 1000, 1000, 1000, False, (), web_search=10_000_000)
+    sold, terms = Prices({"SOMEMODEL": OwnPrice(7_500, 22_500)}, Decimal(50), 200).of(model)
+    usage = Usage(500, 200, web_searches=1)
+    assert charge(sold, usage, terms, "2026-11-21") == 8_250_000 + 15_307_000  # nanodollars: 1 cent, 50 %, 2 % of that
+
+
 def test_whatever_is_paid_the_provider_keeps_what_the_markup_alone_would_bring() -> None:
     for fee in (0, 1, 200, 500, 1000):
         for markup in (Decimal(0), Decimal("12.5"), Decimal(300)):
@@ -74,11 +86,31 @@ def test_the_page_for_agents_is_of_the_length_that_they_read(market: World) -> N
     assert 800 <= len(text) <= 2_500
     assert WALLET in text
     assert "X-DRAIN-Voucher" in text
+    assert "/v1/close-channel" in text
+    assert "(DRAIN V2)" in text
+
+
+def test_the_page_for_agents_stays_within_its_length_whatever_is_sold() -> None:
+    facts = {"provider": WALLET, "contract": WALLET, "version": 2, "chain": 80002, "early": agents.PAGE_CLOSE}
+    line = agents.page_line("m" * 80, "1000000.123456", "1000000.123456")
+    most = {"name": "n" * 40, "deposit": 10**12, "seconds": 10**7, "count": 10_000}
+    assert len(agents.PAGE.format(**facts, **most, models="\n".join([line] * agents.MOST_DOCS_MODELS))) <= 2_500
+    assert len(agents.PAGE.format(**{**facts, "early": ""}, name="", deposit=1, seconds=1, count=0, models="")) >= 800
+
+
+def test_what_the_page_says_is_signed_is_what_is_checked(market: World) -> None:
+    text = ask(market, "GET", "/v1/docs").data.decode()
+    assert 'name "DrainChannel", version "1"' in text
+    (signed,) = re.findall(r"type (Voucher\([^)]*\))", text)
+    assert keccak256(signed.encode()).hex() == "c9cdc4cc70aa6358dcce05ec5203e3ddb46e60ae0e8342801841c1ae755cdfc6"
+    (opened,) = re.findall(r"open\(([^)]*)\)", text)
+    kinds = ",".join(argument.split()[0] for argument in opened.split(", "))
+    assert abi.selector(f"open({kinds})") == OPEN
 
 
 def test_the_gateway_is_a_directory_of_itself(market: World) -> None:
     (entry,) = ask(market, "GET", "/api/mcp/providers?online=false").json()["providers"]
-    assert entry["apiUrl"] == market.url
+    assert (entry["apiUrl"], entry["docsUrl"]) == (market.url, f"{market.url}/v1/docs")
     assert (entry["providerAddress"], entry["chainId"], entry["protocol"]) == (WALLET, 137, "drain")
     assert entry["status"]["online"] is True
     (mini,) = (model for model in entry["models"] if model["id"] == "gpt-4o-mini")
@@ -88,6 +120,24 @@ def test_the_gateway_is_a_directory_of_itself(market: World) -> None:
         "currency": "USDC",
         "decimals": 6,
     }
+
+
+def test_while_no_voucher_is_taken_the_directory_says_so(folder: Path, chain: LocalChain) -> None:
+    chain.automine(False)
+    chain.send(PROVIDER, USDC, abi.call(APPROVE, PROVIDER.address, 0))  # of the wallet, and nobody knows what it is
+    world = open_market(folder, chain)
+    try:
+
+        def online() -> object:
+            return ask(world, "GET", "/api/mcp/providers").json()["providers"][0]["status"]["online"]
+
+        assert online() is False
+        assert spend(world, voucher_header(b"\x11" * 32, 1, 1)).status == 503
+        chain.automine(True)
+        chain.mine(DEPTH + 1)
+        until(online, "the wallet to be idle")
+    finally:
+        world.close()
 
 
 def test_without_an_operators_token_there_are_no_operators_endpoints(market: World) -> None:
@@ -192,9 +242,6 @@ def test_the_key_is_in_no_log_and_no_settings(market: World) -> None:
 def test_the_first_contract_is_served_as_well(folder: Path, chain: LocalChain) -> None:
     world = open_market(folder, chain, DRAIN_CONTRACT="0x" + V1.hex())
     try:
-        from goosestack.drain.vouchers import Domain
-        from tests.chain.control import voucher_header
-
         channel_id = chain.open(contract=V1)
         chain.mine(2)
         voucher = voucher_header(channel_id, 50_000, 1, domain=Domain(137, V1))
@@ -203,5 +250,8 @@ def test_the_first_contract_is_served_as_well(folder: Path, chain: LocalChain) -
         assert dave.buy(50_000).headers["x-drain-error"] == "channel_not_found"
         closing = ask(world, "POST", "/v1/close-channel", body={"channelId": "0x" + channel_id.hex()})
         assert closing.status == 409
+        text = ask(world, "GET", "/v1/docs").data.decode()
+        assert "(DRAIN V1)" in text
+        assert "close-channel" not in text
     finally:
         world.close()

@@ -157,6 +157,7 @@ def test_no_header_is_more_than_malformed(market: World, dave: Channel) -> None:
         ask(market, "POST", "/v1/chat/completions", body={}, headers={"x-drain-voucher": json.dumps(good)}).status
         == 400
     )
+    assert spend(market, "{" * 40_000).status == 431
     assert spend(market, json.dumps(good)).status == 200  # the daemon lives, and the voucher is as good as before
 
 
@@ -356,13 +357,14 @@ async def test_terms_that_change_for_the_worse_end_the_serving(tmp_path: Path) -
 
 def test_every_answer_that_is_asked_for_is_held_and_paid_for(market: World, dave: Channel) -> None:
     start = market.upstream.mark()
-    reply = dave.buy(1_000_000, chat(n=3, max_tokens=100, stream=True))
+    reply = dave.buy(1_000_000, chat(directed("Hello", words=40), n=3, max_tokens=100, stream=True))
     assert reply.status == 200, reply.data
     sent = market.upstream.dispatches(start)[0]["body"]
     assert sent["stream_options"]["include_usage"] is True
     (row,) = [row for row in market.rows() if row["id"] == reply.headers["x-request-id"]]
-    assert row["output_tokens"] > 0
-    assert row["held"] >= row["charged"] > 0
+    assert row["held"] >= 3 * 100 * 22_500  # nanodollars: three answers of 100 tokens
+    assert row["output_tokens"] >= 3 * 40
+    assert row["charged"] >= row["output_tokens"] * 22_500
 
 
 def test_a_voucher_is_in_the_books_before_the_provider_is_asked(market: World, dave: Channel) -> None:
@@ -377,6 +379,6 @@ def test_a_voucher_is_in_the_books_before_the_provider_is_asked(market: World, d
         " JOIN drain_channels c ON c.id = v.channel_id WHERE c.channel = ?",
         dave.id.hex(),
     )
-    assert stored["amount"] == 500_000
+    assert stored == {"amount": 500_000, "status": "held"}
     slow.join()
     market.check()

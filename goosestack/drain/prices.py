@@ -60,12 +60,14 @@ class Prices:
 
     def of(self, model: Model) -> tuple[Model, Terms]:
         """The model at the price of a channel, and the terms on that."""
-        own = self.own.get(key_of(model.id))
+        own, marked = self.own.get(key_of(model.id)), Terms(with_fee(self.markup, self.fee_bps), WHOLE)
         if own is None:
-            return model, Terms(with_fee(self.markup, self.fee_bps), WHOLE)
+            return model, marked
         read, written = own.input * PICOS, (own.output or 0) * PICOS
         rate = Rate(STANDARD, 0, "", read, written, read, read, read, read, written)
-        return replace(model, rates=(rate,), us_percent=100, by_operator=True), Terms(whole=WHOLE)
+        search = None if model.web_search is None else marked.apply(model.web_search * 1_000)  # still the book's
+        sold = replace(model, rates=(rate,), us_percent=100, web_search=search, by_operator=True)
+        return sold, Terms(whole=WHOLE)
 
     def published(self, model: Model, today: str) -> tuple[str, str]:
         """Decimal USDC per 1,000 tokens of input and output, six decimals at most, never below what is charged.
