@@ -196,10 +196,10 @@ def wait(tx: Tx, sink: str, error: str, retry_at: str) -> None:
 
 def status(tx: Tx, now: str, on: Collection[str]) -> list[dict[str, Any]]:
     """Every sink that ever was: `sink`, whether it is `on` now (the settings say which are), `ok`, `lag` (settled rows
-    that it has not got), `lag_s` (since when the oldest of them, or of what is sent again, waits; 0 where its time is yet
-    to come, which is not well), `pending` events, the `next` of them to be sent, `dead_letters`, `skipped` (rows of users whom it cannot
-    know), `carried` (by unit: what Stripe's meter has not been told of yet), `failures` in a row, the latest `error`,
-    `retry_at`."""
+    that it has not got), `lag_s` (since when the oldest of them, or of what is sent again, waits; 0 where its time is
+    yet to come, which is not well), `pending` events, the `next` of them to be sent, `dead_letters`, `skipped` (rows of
+    users whom it cannot know), `carried` (by unit: what Stripe's meter has not been told of yet), `failures` in a row,
+    the latest `error`, `retry_at`."""
     rows = tx.execute(
         "SELECT c.sink, (SELECT coalesce(max(settled_seq), 0) FROM usage_log) - c.settled_seq, u.ended_at,"
         " (SELECT count(*) FROM meter_events e WHERE e.sink = c.sink AND e.status = 'pending'),"

@@ -88,20 +88,22 @@ def test_what_is_no_provider_key_or_one_of_ours_is_not_sent_to_a_provider(values
 
 
 class Guest:
-    """An identifier that knows one credential."""
+    """An identifier that knows one credential, in a header that only it reads, or in those that keys come in."""
 
-    def __init__(self, known: str, name: str) -> None:
-        self.known, self.asked = known, 0
+    def __init__(self, known: str, name: str, header: bytes | None = None) -> None:
+        self.known, self.header, self.asked = known, header, 0
         self.principal = Principal(name, None, 1)
 
     def credential(self, headers: RawHeaders) -> str | None:
-        return credential(headers)
+        if self.header is None:
+            return credential(headers)
+        return next((value.decode() for name, value in headers if name == self.header), None)
 
     def owns(self, credential: str) -> bool:
-        return credential == self.known
+        return credential.startswith(self.known[:1])
 
     def missing(self) -> Problem:
-        return NotAuthenticated()
+        return Invalid(reason=f"{self.principal.user_id} is missing")
 
     async def identify(self, credential: str) -> Principal | None:
         self.asked += 1
@@ -117,10 +119,54 @@ async def test_the_first_identifier_that_knows_a_credential_names_the_caller() -
     assert (first.asked, second.asked, third.asked) == (1, 1, 0)
 
 
-@pytest.mark.parametrize("headers", [[], [bearer("c")], [(b"authorization", b"Basic YTpi")]])
+@pytest.mark.parametrize("headers", [[bearer("c")], [(b"authorization", b"Basic YTpi")]])
 async def test_whom_nobody_knows_is_nobody(headers: RawHeaders) -> None:
     with pytest.raises(NotAuthenticated):
         await identify([Guest("a", "alice"), Guest("b", "bob")], headers)
+
+
+async def test_where_nothing_is_sent_the_first_kind_says_what_is_missing() -> None:
+    with pytest.raises(Invalid, match="alice is missing"):
+        await identify([Guest("a", "alice"), Guest("b", "bob")], [(b"content-type", b"x")])
+
+
+TICKET = (b"x-ticket", b"t1")
+
+
+async def test_what_an_sdk_sends_in_place_of_a_key_does_not_get_in_the_way_of_another_credential() -> None:
+    keys, tickets = Guest("k1", "alice"), Guest("t1", "dave", TICKET[0])
+    assert (await identify([keys, tickets], [bearer("no-key"), TICKET])).user_id == "dave"
+    assert (await identify([keys, tickets], [bearer("k1"), (b"x-ticket", b"none")])).user_id == "alice"
+    assert (keys.asked, tickets.asked) == (1, 1), "each was asked for its own alone"
+
+
+async def test_of_two_credentials_that_are_both_meant_none_is_chosen_also_where_only_one_is_good() -> None:
+    keys, tickets = Guest("k1", "alice"), Guest("t1", "dave", TICKET[0])
+    for key in ("k1", "k2"):
+        with pytest.raises(CredentialConflict):
+            await identify([keys, tickets], [bearer(key), TICKET])
+    assert (keys.asked, tickets.asked) == (0, 0)
+
+
+async def test_two_texts_that_nobody_means_prove_nothing() -> None:
+    keys, tickets = Guest("k1", "alice"), Guest("t1", "dave", TICKET[0])
+    with pytest.raises(NotAuthenticated):
+        await identify([keys, tickets], [bearer("no-key"), (b"x-ticket", b"none")])
+    assert (keys.asked, tickets.asked) == (0, 0)
+
+
+def test_a_key_is_told_from_what_stands_in_its_place(folder: Path) -> None:
+    async def tell(store: SqliteStore) -> None:
+        alice = await store.write(accounts.sign_up, "alice@example.com", "laptop", NOW)
+        callers = [Keys(store), Guest("t1", "dave", TICKET[0])]
+        assert (await identify(callers, [bearer(alice["api_key"])])).key_id == alice["id"]
+        assert (await identify(callers, [bearer("unused"), TICKET])).user_id == "dave"
+        with pytest.raises(CredentialConflict):
+            await identify(callers, [bearer(KEY), TICKET])
+        with pytest.raises(NotAuthenticated):
+            await identify(callers, [])
+
+    in_a_store(folder, tell)
 
 
 def test_a_key_stands_for_its_user_until_it_is_revoked_and_forgotten(folder: Path) -> None:

@@ -209,6 +209,13 @@ def test_without_a_report_input_and_visible_output_are_guessed_from_their_bytes(
     assert 3 * usage.output >= seen > 3 * (usage.output - 1)
 
 
+def test_an_estimate_takes_what_is_held_and_tells_in_money_what_tokens_have_paid_for() -> None:
+    counts = Usage(input=10, output=5).counts()
+    assert costing.estimated(Charge(3000, 3000, counts), 3001) == Charge(3000, 3000, counts, estimated=True)
+    assert costing.estimated(Charge(3000, 3000, counts), 2000) == Charge(2000, 2000, counts, estimated=True)
+    assert costing.estimated(Charge(15, 3000, counts), 10) == Charge(10, 3000, counts, estimated=True)
+
+
 def test_what_was_reported_before_the_end_is_kept_in_the_estimate() -> None:
     usage = costing.seen(bid(), Reading(usage={"input": 77, "output": 1}, output_bytes=300))
     assert usage == Usage(input=77, output=100)

@@ -253,6 +253,20 @@ def test_a_model_whose_first_price_is_still_to_come_is_not_sold() -> None:
     assert model_of(dated).tiers("2027-01-01") == {STANDARD}
 
 
+def test_an_output_is_cut_to_the_last_token_that_is_paid_for() -> None:
+    model = model_of([PLAIN])
+
+    def most(nanos: int) -> int:
+        demand = Demand(1000, 500)
+        return pricing.most_output(demand, lambda less: quote(model, less, Terms(), TODAY) <= nanos)
+
+    asked, token = 1000 * 2500, 10_000
+    assert most(asked + 500 * token) == most(10**12) == 500
+    assert most(asked + 500 * token - 1) == 499
+    assert (most(asked + token), most(asked + token - 1)) == (1, 0)
+    assert most(asked) == most(asked - 1) == 0, "whether nothing at all fits is another question"
+
+
 def test_an_unknown_tier_is_charged_as_standard() -> None:
     model = model_of([PLAIN, {**PLAIN, "tier": "priority", "input": 5_000_000, "output": 20_000_000}])
     used = Usage(input=1000, output=1000)
