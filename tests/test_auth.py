@@ -10,7 +10,7 @@ import pytest
 
 from goosestack import accounts, auth
 from goosestack.accounts import Principal
-from goosestack.auth import Keys, RawHeaders, credential, identify, provider_key
+from goosestack.auth import Identifier, Keys, RawHeaders, credential, identify, provider_key
 from goosestack.errors import CredentialConflict, Invalid, NotAuthenticated, Problem
 from goosestack.store import Tx
 from goosestack.store.sqlite import SqliteStore
@@ -158,7 +158,7 @@ async def test_two_texts_that_nobody_means_prove_nothing() -> None:
 def test_a_key_is_told_from_what_stands_in_its_place(folder: Path) -> None:
     async def tell(store: SqliteStore) -> None:
         alice = await store.write(accounts.sign_up, "alice@example.com", "laptop", NOW)
-        callers = [Keys(store), Guest("t1", "dave", TICKET[0])]
+        callers: list[Identifier] = [Keys(store), Guest("t1", "dave", TICKET[0])]
         assert (await identify(callers, [bearer(alice["api_key"])])).key_id == alice["id"]
         assert (await identify(callers, [bearer("unused"), TICKET])).user_id == "dave"
         with pytest.raises(CredentialConflict):
