@@ -232,7 +232,7 @@ class PriceBook:
     """Every model that has a price, by provider and by any of its names."""
 
     generated: str
-    retired: Mapping[str, str] = field(default_factory=dict)
+    retired: Mapping[str, str]
     """Names that their provider no longer answers for, and since when."""
     models: dict[tuple[str, str], Model] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
@@ -276,8 +276,7 @@ def load(generated: str, operators: str = "") -> PriceBook:
     book = PriceBook(generated=str(data["generated"]), retired=data.get("retired", {}))
     for entry in data["models"]:
         book.add(_model(entry))
-    if operators:
-        _apply_operators(book, operators)
+    _apply_operators(book, operators)
     return book
 
 

@@ -243,6 +243,8 @@ def test_only_who_asks_for_it_pays_for_staying_in_the_us() -> None:
     usage = Usage(input=100)
     assert charge(model, usage, Terms(), TODAY) == 100_000
     assert charge(model, usage, Terms(), TODAY, us_only=True) == 110_000
+    anywhere = model_of([{"tier": STANDARD, "above": 0, "input": 10**6, "output": 1}])
+    assert charge(anywhere, usage, Terms(), TODAY, us_only=True) == 100_000
 
 
 def test_a_model_whose_first_price_is_still_to_come_is_not_sold() -> None:
@@ -265,6 +267,39 @@ def test_an_output_is_cut_to_the_last_token_that_is_paid_for() -> None:
     assert most(asked + 500 * token - 1) == 499
     assert (most(asked + token), most(asked + token - 1)) == (1, 0)
     assert most(asked) == most(asked - 1) == 0, "whether nothing at all fits is another question"
+
+
+def test_the_order_in_which_a_book_gives_its_rates_does_not_matter() -> None:
+    rates = [PLAIN, {**PLAIN, "above": 100, "input": 9_000_000}, {**PLAIN, "from": "2027-01-01", "input": 1_000_000}]
+    assert model_of(rates[::-1]) == model_of(rates)
+
+
+def test_a_model_is_what_the_book_says_of_it() -> None:
+    said = {"name": "M", "reasoning": True, "aliases": ["n"], "retires": "2027-01-14", "web_search": 5}
+    told = model_of([PLAIN], **said, temperature=False, by_operator=True, us_percent=110)
+    assert (told.name, told.reasoning, told.aliases, told.retires, told.web_search) == (
+        "M",
+        True,
+        ("n",),
+        "2027-01-14",
+        5,
+    )
+    assert (told.temperature, told.by_operator, told.us_percent) == (False, True, 110)
+    untold = model_of([PLAIN])
+    assert (untold.name, untold.reasoning, untold.aliases, untold.retires, untold.web_search) == (
+        "m",
+        False,
+        (),
+        None,
+        None,
+    )
+    assert (untold.temperature, untold.by_operator, untold.us_percent) == (True, False, 100)
+
+
+def test_a_book_says_which_models_are_retired() -> None:
+    assert load(json.dumps({"format": 1, "generated": TODAY, "models": []})).retired == {}
+    retired = {"gpt-3": "2024-01-04"}
+    assert load(json.dumps({"format": 1, "generated": TODAY, "models": [], "retired": retired})).retired == retired
 
 
 def test_an_unknown_tier_is_charged_as_standard() -> None:
@@ -414,6 +449,12 @@ def test_a_model_without_a_proper_limit_is_refused(name: str, limit: object) -> 
 def test_a_price_of_any_class_that_can_be_none_is_refused_by_name(name: str, price: object) -> None:
     with pytest.raises(PriceError, match=f"the {name} price must be picodollars per token"):
         model_of([{**PLAIN, name: price}])
+
+
+@pytest.mark.parametrize("name", ["input", "cache_read"])
+def test_a_price_that_is_no_integer_is_refused_and_not_left_out(name: str) -> None:
+    with pytest.raises(PriceError, match=r"prices.json: 1.5 is not an integer"):
+        model_of([{**PLAIN, name: 1.5}])
 
 
 def test_two_models_of_one_name_are_refused() -> None:
