@@ -269,6 +269,15 @@ def test_a_downgrade_takes_nothing_from_this_month(world: World) -> None:
     assert use(world, carol, 7_000).status == 200
 
 
+def test_a_plan_that_was_given_until_a_time_that_is_past_ends_at_once(world: World) -> None:
+    carol, operator = carol_of(world), operator_of(world)
+    assign(world, carol, "basic")
+    assert use(world, carol, 1_000).status == 200
+    shown = operator.json("plans", "assign", carol.id, "basic", "--until", "2020-01-01")
+    assert (shown["plan"], shown["used"], shown["remaining"]) == ("free", 1_000, 4_000)
+    assert use(world, carol, 6_000).status == 429
+
+
 def test_a_plan_that_lapses_leaves_what_the_free_one_has(world: World) -> None:
     carol = carol_of(world)
     soon = (datetime.now(UTC) + timedelta(seconds=2)).isoformat(timespec="milliseconds")[:-6] + "Z"
