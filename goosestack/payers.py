@@ -28,7 +28,7 @@ from goosestack.errors import (
     QuotaExceeded,
 )
 from goosestack.ledger import GRAINS, Authorized, NewHold, Settled
-from goosestack.plans import Membership, Plans
+from goosestack.plans import Membership, Plan, Plans
 from goosestack.pricing import Model, Terms
 from goosestack.store import Tx
 
@@ -252,9 +252,7 @@ class _Planned(_OfUsers):
 
     def admit(self, model: Model) -> None:
         """See `Payer.admit`."""
-        plan = self.member.plan
-        if not plan.includes(model.id):
-            raise ModelNotInPlan(plan=plan.name, model=model.id, param="model")
+        _must_include(self.member.plan, model.id)
 
     def prices(self, model: Model) -> tuple[Model, Terms]:
         """See `Payer.prices`."""
@@ -266,8 +264,9 @@ class _Planned(_OfUsers):
         return self.gives(self.member, self.user_id).unit
 
     def authorize(self, tx: Tx, hold: NewHold, at_least: int, at_most: int, now: str) -> Authorized:
-        """See `Payer.authorize`."""
+        """See `Payer.authorize`. Raises ModelNotInPlan: while its body came in, the plan may have changed."""
         member = plans.of_user(tx, self.plans, self.user_id, now)
+        _must_include(member.plan, hold.model)
         account_id = self.gives(member, self.user_id).open(tx, now)
         return ledger.authorize(tx, replace(hold, account_id=account_id), at_least, at_most, now)
 
@@ -278,6 +277,11 @@ class _Planned(_OfUsers):
     @property
     def _reset(self) -> dict[str, str]:
         return {"x-goosestack-reset": self.member.period.ends_at}
+
+
+def _must_include(plan: Plan, model: str) -> None:
+    if not plan.includes(model):
+        raise ModelNotInPlan(plan=plan.name, model=model, param="model")
 
 
 class Allowance(_Planned):

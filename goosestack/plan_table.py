@@ -3,7 +3,7 @@
 It is asked once for each user in a while, beside the requests: what it said last stands meanwhile, also while it
 cannot be asked. Only a request of a user whom it was not asked about for long, or not in this month, waits for it, and
 not for long either. What it says is written down as `plans.sign_in_said`, so that it stands to the end of the month: a
-downgrade waits for the next one.
+downgrade waits for the next one. For that one it must be asked anew: until it answers, it has said nothing.
 """
 
 from __future__ import annotations

@@ -146,6 +146,8 @@ def load(text: str) -> Plans:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise PlanError(f"plans.toml: {error}") from error
+    except RecursionError:
+        raise PlanError("plans.toml: it is nested too deeply") from None
     found = {plan.name: plan for plan in DEFAULTS}
     for name, table in tables.items():
         if _NAME.fullmatch(name) is None or not isinstance(table, dict):
@@ -181,6 +183,8 @@ def _read(plan: Plan, table: Mapping[str, Any]) -> Plan:
                 changes[key] = _texts(where, key, value, _PRICE, "ids of prices, as price_1A2b")
             case _:
                 raise PlanError(f"{where}: unknown key {key}")
+    if changes.get("models") == ():
+        raise PlanError(f"{where}: models must name at least one; without this line, it has all of them")
     if plan.name == FREE and changes.get("stripe_prices"):
         raise PlanError(f"{where} is what nobody pays for: it cannot have stripe_prices")
     return replace(plan, **changes)

@@ -368,6 +368,8 @@ def _apply_operators(book: PriceBook, text: str) -> None:
         data = tomllib.loads(text, parse_float=Decimal)
     except tomllib.TOMLDecodeError as error:
         raise PriceError(f"prices.toml: {error}") from None
+    except RecursionError:
+        raise PriceError("prices.toml: it is nested too deeply") from None
     if unknown := set(data) - {"prefer", "aliases", "models"}:
         raise PriceError(f"prices.toml: unknown {', '.join(sorted(unknown))}; there are prefer, aliases and models")
     prefer, models, aliases = data.get("prefer", []), data.get("models", {}), data.get("aliases", {})

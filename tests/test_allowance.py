@@ -7,6 +7,7 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from openai import OpenAI, RateLimitError
 
 from goosestack import plans
 from goosestack.app import utc_now
-from tests.asking import Reply, ask, chat, directed, opened
+from tests.asking import Reply, ask, chat, connect, directed, opened
 from tests.crowd import all_at_once
 from tests.shell import operator_of
 from tests.world import Customer, World, until
@@ -211,6 +212,25 @@ def test_a_model_that_the_plan_does_not_have_is_a_403(world: World) -> None:
     assert buy(world, carol, model="gpt-5.4-mini", max_completion_tokens=500).status == 200
 
 
+def test_which_models_a_plan_has_is_asked_again_where_the_hold_is_made(world: World) -> None:
+    carol, start = carol_of(world), world.upstream.mark()
+    assign(world, carol, "basic")
+    body = json.dumps(chat(model="gpt-5.4-mini", max_completion_tokens=50)).encode()
+    with closing(connect(world)) as connection:
+        connection.putrequest("POST", "/v1/chat/completions")
+        for name, value in (("Authorization", f"Bearer {carol.key}"), ("Content-Type", "application/json")):
+            connection.putheader(name, value)
+        connection.putheader("Content-Length", str(len(body)))
+        connection.putheader("Expect", "100-continue")  # which is answered once the caller is known, and the body read
+        connection.endheaders()
+        assert connection.sock.recv(1024).startswith(b"HTTP/1.1 100")
+        assign(world, carol, "basic", "2020-01-01T00:00:00.000Z")
+        connection.send(body)
+        reply = connection.getresponse()
+        assert (reply.status, json.loads(reply.read())["error"]["code"]) == (403, "model_not_in_plan")
+    assert world.upstream.dispatches(start) == [] == world.rows(carol)
+
+
 def test_of_200_at_once_exactly_as_many_succeed_as_the_rest_covers(world: World) -> None:
     carol = carol_of(world)
     question = 'demo:{"usage":{"prompt_tokens":200,"completion_tokens":700},"hang_s":0.3}'
@@ -247,6 +267,15 @@ def test_a_downgrade_takes_nothing_from_this_month(world: World) -> None:
     assigned = assign(world, carol, "free")
     assert (assigned["plan"], assigned["until"], assigned["remaining"]) == ("basic", month_end(), 19_900)
     assert use(world, carol, 7_000).status == 200
+
+
+def test_a_plan_that_was_given_until_a_time_that_is_past_ends_at_once(world: World) -> None:
+    carol, operator = carol_of(world), operator_of(world)
+    assign(world, carol, "basic")
+    assert use(world, carol, 1_000).status == 200
+    shown = operator.json("plans", "assign", carol.id, "basic", "--until", "2020-01-01")
+    assert (shown["plan"], shown["used"], shown["remaining"]) == ("free", 1_000, 4_000)
+    assert use(world, carol, 6_000).status == 429
 
 
 def test_a_plan_that_lapses_leaves_what_the_free_one_has(world: World) -> None:

@@ -259,6 +259,22 @@ async def test_a_new_month_begins_with_the_plan_that_the_table_says_and_not_with
         await gate.close()
 
 
+async def test_a_month_that_begins_while_it_cannot_be_asked_has_its_plan_as_soon_as_it_can(
+    project: Project, folder: Path
+) -> None:
+    fill(project, **{ALICE: "pro"})
+    gate = Gate(folder, project)
+    try:
+        assert await gate.plan(ALICE) == "pro"
+        project.tell("POST", "faults", path="/rest/v1/profiles", times=1, status=500)
+        gate.now = "2027-01-01T00:00:00.000Z"
+        assert await gate.plan(ALICE) == "free"
+        gate.clock += FORGOTTEN_S
+        assert await gate.plan(ALICE) == "pro"
+    finally:
+        await gate.close()
+
+
 async def test_a_strange_plan_is_told_once_however_many_have_it(project: Project, folder: Path) -> None:
     fill(project, **{ALICE: "gold", CAROL: "gold"})
     gate = Gate(folder, project)

@@ -79,6 +79,7 @@ def test_the_file_changes_a_plan_and_adds_others_in_their_place() -> None:
     ("text", "told"),
     [
         ("[pro", "plans.toml: "),
+        (f"pro = {'[' * 5_000}", "plans.toml: it is nested too deeply"),
         ("pro = 5", "plans.toml: 'pro' must be a table"),
         ("[Pro]", "plans.toml: 'Pro' must be a table, named by small letters, digits, - and _"),
         ("[team]", "plans.toml: team must say its tokens_per_month"),
@@ -91,6 +92,7 @@ def test_the_file_changes_a_plan_and_adds_others_in_their_place() -> None:
         ("[pro]\noverage_cents = -5", "overage_cents must be a whole number from 0"),
         ('[pro]\nmodels = "gpt-5.5"', "plans.toml: pro: models must be a list of names of models"),
         ('[pro]\nmodels = ["gpt 4o"]', "models must be a list"),
+        ("[pro]\nmodels = []", "plans.toml: pro: models must name at least one; without this line, it has all of them"),
         ('[pro]\nstripe_prices = ["prod_1"]', "stripe_prices must be a list of ids of prices, as price_1A2b"),
         ('[free]\nstripe_prices = ["price_1"]', "plans.toml: free is what nobody pays for"),
         (

@@ -121,7 +121,7 @@ class Model:
             later = said[number + 1 :]
             if plan in [other for _, other, _ in later]:
                 continue  # it was said anew
-            ends = [at_end for at, other, _ in later if other != plan for at_end in [month_end(at)]][:1]
+            ends = [month_end(at) for at, other, _ in later if other != plan]
             if all(now < end for end in [*ends, *([] if until is None else [until])]):
                 claims.append((plan, "", "", ""))
         paid = self.paid[user].items()
@@ -317,8 +317,9 @@ class PlansMachine(RuleBasedStateMachine):
 
     # --- plans and periods ---
 
-    @rule(days=st.sampled_from([0.04, 1, 6, 31]))
+    @rule(days=st.sampled_from([0.04, 1, 6, 31, -0.04, -6, -31]))
     def wait(self, days: float) -> None:
+        """Time goes on; or the machine's clock is set back."""
         self.clock.seconds += days * DAY_S
 
     @rule(user=USER, plan=PLAN, days=st.none() | st.sampled_from([-1, 0.5, 1, 5, 40]))

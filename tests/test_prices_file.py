@@ -216,6 +216,7 @@ def test_decimals_are_taken_as_written_and_never_below(written: str, picos: int)
 
 GPT = '[models."gpt-4o"]\n'
 MISTAKES = {
+    "nested too deeply": (f"prefer = {'[' * 5_000}", "prices.toml: it is nested too deeply"),
     "no TOML": ("models = [", "prices.toml: "),
     "a key twice": (f"{GPT}input = 1\ninput = 2\noutput = 1", "prices.toml: "),
     "an unknown table": ("[model.x]\ninput = 1", "unknown model"),
