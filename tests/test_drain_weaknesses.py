@@ -260,6 +260,21 @@ def test_a_stranger_has_the_nodes_asked_no_more_often_than_the_rate_limit_says(f
         world.close()
 
 
+def test_a_used_voucher_that_a_claim_has_published_takes_nothing_of_its_consumers(
+    folder: Path, chain: LocalChain
+) -> None:
+    world = open_market(folder, chain, RATE_LIMIT_MAX_REQUESTS="5", RATE_LIMIT_WINDOW="86400000")
+    try:
+        dave = Channel.open(world, chain)
+        published = dave.voucher(50_000)
+        assert spend(world, published, chat(max_tokens=20)).status == 200
+        answers = [spend(world, published).status for _ in range(8)]
+        assert answers == [402] * 5 + [429] * 3  # by whoever found it, whose address is counted
+        assert dave.buy(50_000, chat(max_tokens=20)).status == 200  # and not the wallet that signed it
+    finally:
+        world.close()
+
+
 def test_a_channel_that_expires_by_the_chains_clock_is_not_served(
     market: World, dave: Channel, chain: LocalChain
 ) -> None:

@@ -163,9 +163,7 @@ def authorize(
     The voucher's signature, and that it is within the deposit, were checked before. Raises ChannelClosing and
     InvalidNonce, and as `see` does. Repeated with the id of an open hold, it answers the same again.
     """
-    found = find(tx, domain, channel.id)
-    if found is not None:
-        _refuse(tx, found, voucher, hold.id)
+    refuse_used(tx, domain, voucher, hold.id)
     available = look(tx, domain, channel, voucher).available
     known = tx.execute("SELECT 1 FROM usage_log WHERE id = ?", (hold.id,)).fetchone() is not None
     if available < at_least and not known:
@@ -188,7 +186,12 @@ def authorize(
     return answer
 
 
-def _refuse(tx: Tx, standing: Standing, voucher: Voucher, hold_id: str) -> None:
+def refuse_used(tx: Tx, domain: Domain, voucher: Voucher, hold_id: str = "") -> None:
+    """Raise ChannelClosing or InvalidNonce where the voucher pays for nothing any more, but for the request `hold_id`
+    that it may pay for already."""
+    standing = find(tx, domain, voucher.channel_id)
+    if standing is None:
+        return
     if standing.closing is not None:
         raise ChannelClosing()
     used = tx.execute(

@@ -106,7 +106,11 @@ class Vouchers:
         return errors.VoucherRequired(headers=dict(self._provider.hints))
 
     async def identify(self, credential: str) -> Agent:
-        """See `Identifier.identify`. Raises what is wrong with the voucher, or ChainUnknown."""
+        """See `Identifier.identify`. Raises what is wrong with the voucher, or ChainUnknown.
+
+        One that is used proves nothing: a claim shows it to the world. Whether it is, is asked here so that nothing of
+        its consumer's is spent on whoever found it, and again where the hold is made, which decides.
+        """
         provider, voucher = self._provider, parse_voucher(credential)
         if provider.troubles:
             raise unknown("; ".join(provider.troubles.values()), 30)
@@ -114,6 +118,7 @@ class Vouchers:
         channel = check(voucher, channel, provider.domain, provider.signer.address, until=now + provider.least_s)
         if channel.deposit < provider.least_deposit:
             raise errors.ChannelTooSmall(least=provider.least_deposit)
+        self._store.peek(books.refuse_used, provider.domain, voucher)
         return Agent(books.user_of(channel.consumer), None, None, voucher=voucher, channel=channel)
 
     def forget(self, key_id: str) -> None:
