@@ -1,9 +1,10 @@
 """OpenMeter: CloudEvents, a hundred in a request.
 
 `id` is the id of the usage row and `source` is a setting, kept with the event as it was, so that OpenMeter's
-deduplication (by both) drops what it has seen. Deduplication is off in a self-hosted OpenMeter unless it is configured, and remembers for 24 hours by
-default. Amounts are strings, which keep their precision and which its meters parse. A correction is an event of its
-own with negative amounts, which a meter that sums takes into account (openmeter.io/docs/metering/events).
+deduplication (by both) drops what it has seen. Deduplication is off in a self-hosted OpenMeter unless it is configured,
+and remembers for 24 hours by default. Amounts are strings, which keep their precision and which its meters parse. A
+correction is an event of its own with negative amounts, which a meter that sums takes into account
+(openmeter.io/docs/metering/events).
 
 Where users go by a name that not all have, those without one are not reported, and what they used until they have one
 never will be: `meter_carries` keeps each user's first row that counts, and nothing to carry.
