@@ -469,7 +469,7 @@ def backup(database: Path, destination: Path, keep: int | None) -> dict[str, Ans
 
 def restore(database: Path, source: Path) -> dict[str, Answer]:
     """Put a proved copy in the database's place, while no daemon runs; see `copies.restore`. Raises Refusal."""
-    return copies.restore(database, source, _wrong_books)
+    return copies.restore(database, source, outbox.restored, _wrong_books)
 
 
 def verify_file(path: Path) -> dict[str, int]:

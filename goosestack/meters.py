@@ -94,8 +94,8 @@ class Meter:
         for event in events:
             if event.id in forgotten:
                 batch.dead[event.id] = (
-                    f"nobody knows whether it has arrived: it was first sent at {event.tried_at}, and the receiver may"
-                    " have forgotten its id"
+                    f"nobody knows whether it has arrived: it may have been sent since {event.tried_at}, and the"
+                    " receiver may have forgotten its id"
                 )
         return [event for event in events if event.id not in forgotten]
 

@@ -84,8 +84,20 @@ def due(tx: Tx, sink: Sink, now: str) -> bool:
     return bool(pending) or (oldest is not None and sink.ripe(oldest, now))
 
 
+def restored(tx: Tx) -> None:
+    """Note that these books come from a backup. What they know not to be reported may have been by those that they
+    replace, since the latest time that they know of."""
+    latest = tx.execute(
+        "SELECT settled_seq, ended_at FROM usage_log WHERE settled_seq IS NOT NULL ORDER BY settled_seq DESC LIMIT 1"
+    ).fetchone()
+    if latest is not None:
+        tx.execute("INSERT INTO restores (settled_seq, known_at) VALUES (?, ?)", latest)
+        tx.execute("UPDATE meter_events SET tried_at = ? WHERE status = 'pending' AND tried_at IS NULL", (latest[1],))
+
+
 def fix(tx: Tx, sink: Sink, now: str, *, sending: bool) -> None:
-    """Write down the events of the next rows, unless some are pending; marked where all are `sending` from now on."""
+    """Write down the events of the next rows, unless some are pending; marked where all are `sending` from now on, and
+    where they may have been sent by books that were replaced."""
     settled, fixed, first, pending = tx.execute(
         "SELECT settled_seq, fixed_seq, first_seq,"
         " EXISTS (SELECT 1 FROM meter_events e WHERE e.sink = c.sink AND e.status = 'pending')"
@@ -94,12 +106,17 @@ def fix(tx: Tx, sink: Sink, now: str, *, sending: bool) -> None:
     ).fetchone()
     if pending:
         return
-    rows = _rows(tx, sink, fixed, now)
+    in_doubt = tx.execute(
+        "SELECT settled_seq, known_at FROM restores WHERE settled_seq > ? ORDER BY settled_seq, known_at LIMIT 1",
+        (fixed,),
+    ).fetchone()
+    to, known_at = in_doubt or (None, None)
+    rows = _rows(tx, sink, fixed, to, now)
     if not rows:
         return
     # A correction of what was settled before this sink was turned on corrects nothing that it knows.
     known = [row for row in rows if row.corrects is None or row.corrects > first]
-    events, tried_at = sink.fix(tx, known, now), now if sending else None
+    events, tried_at = sink.fix(tx, known, now), known_at or (now if sending else None)
     for number, event in enumerate(events):
         tx.execute(
             "INSERT INTO meter_events (sink, id, user_id, seq, facts, status, tried_at, fixed_at)"
@@ -112,8 +129,10 @@ def fix(tx: Tx, sink: Sink, now: str, *, sending: bool) -> None:
     )
 
 
-def _rows(tx: Tx, sink: Sink, after: int, now: str) -> list[Usage]:
-    """The next settled rows, up to the first that may not be reported yet."""
+def _rows(tx: Tx, sink: Sink, after: int, to: int | None, now: str) -> list[Usage]:
+    """The next settled rows, up to the first that may not be reported yet, and to row `to` at most. Batches end where
+    they ended before a restore, wherever that has begun again: what is gathered in one has the same parts then."""
+    end = after + sink.rows - after % sink.rows
     found = tx.execute(
         f"SELECT u.settled_seq, u.id, u.user_id, {payer_of('u')},"
         " u.provider, u.model, u.wire, u.input_tokens, u.output_tokens, u.cache_read_tokens,"
@@ -122,7 +141,7 @@ def _rows(tx: Tx, sink: Sink, after: int, now: str) -> list[Usage]:
         " FROM usage_log u"
         " LEFT JOIN usage_log o ON u.id LIKE '%.c' AND o.id = substr(u.id, 1, length(u.id) - 2)"
         " WHERE u.settled_seq > ? AND u.settled_seq <= ? ORDER BY u.settled_seq",
-        (after, after + sink.rows),
+        (after, end if to is None else min(end, to)),
     )
     rows = []
     for row in found:

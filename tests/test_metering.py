@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -319,6 +320,29 @@ def test_a_receiver_that_has_lost_everything_gets_it_again(metered: World, recei
     assert told.startswith("openmeter may have forgotten ids from before ")
     wrong = shell.run("meters", "replay", "openmeter", "--since", "yesterday", expect=2)[1]
     assert "Invalid value for --since: yesterday is no date as 2026-12-31" in wrong
+
+
+def test_after_a_restore_it_is_in_doubt_what_the_backup_knows_not_to_be_reported(
+    metered: World, receivers: Receivers
+) -> None:
+    shell, alice = operator_of(metered), metered.customer()
+    reported = spend(metered, alice, 2)
+    caught_up(metered, "openmeter", "webhook")
+    receivers.openmeter.tell("POST", "faults", kind="status", status=503, times=0)
+    waiting = spend(metered, alice, 2)[2:]
+    shell.run("backup", "copy.db")
+    receivers.heal()
+    shell.run("meters", "retry", "openmeter")
+    caught_up(metered, "openmeter", "webhook")
+    assert metered.daemon.program.stop() == 0
+    shell.run("restore", "copy.db")
+    with closing(sqlite3.connect(metered.daemon.db)) as db:
+        (noted,) = db.execute("SELECT settled_seq, known_at FROM restores").fetchall()
+    assert noted == (4, metered.rows(alice)[-1]["ended_at"])
+    metered.daemon.start()
+    caught_up(metered, "openmeter", "webhook")
+    assert sorted(event["id"] for event in receivers.openmeter.events()) == sorted([*reported, *waiting])
+    assert receivers.openmeter.totals()["duplicates"] == 2
 
 
 def test_stripe_is_not_replayed(folder: Path, receivers: Receivers) -> None:

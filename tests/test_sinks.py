@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl
@@ -191,7 +192,7 @@ class ToStripe:
         self.begin(**options)
 
     def begin(self, *, value: str = "tokens", by_minute: bool = False, payers: tuple[str, ...] = PAYERS,
-              event_name: str = "tokens") -> None:  # fmt: skip
+              event_name: str = "tokens", rows: int | None = None) -> None:  # fmt: skip
         """The process begins, with these settings."""
         sink = StripeMeter(
             self.wire,
@@ -203,6 +204,7 @@ class ToStripe:
             payers=payers,
             by_minute=by_minute,
         )
+        sink.rows = rows or sink.rows
         self.meter = self.till.meter(sink)
         self.report()
 
@@ -307,6 +309,46 @@ def test_a_minute_is_told_the_same_way_again_whatever_settles_meanwhile() -> Non
     (_, _, first), (_, _, again), _ = world.wire.asked
     assert first == again
     assert world.receiver.totals()["duplicates"] == 1
+
+
+def test_a_minute_that_settles_late_is_one_more_event() -> None:
+    """Under the identifier of the first it would be dropped."""
+    world = ToStripe(by_minute=True)
+    world.till.settle(read=10, written=0)
+    world.till.clock.seconds += 60
+    world.report()
+    world.till.clock.seconds -= 60
+    world.till.settle(read=20, written=0)
+    world.till.clock.seconds += 60
+    world.report()
+    first, late = world.receiver.events()
+    assert (first["value"], late["value"]) == (10, 20) and first["timestamp"] == late["timestamp"]
+    assert world.receiver.totals()["duplicates"] == 0
+
+
+def test_after_a_restore_a_minute_is_told_in_the_same_parts() -> None:
+    """They were cut while a minute was not over; the identifiers must be those that Stripe has."""
+    world = ToStripe(by_minute=True)
+    world.meter.sink.rows = 10
+    for rows in (4, 3, 20):
+        world.till.clock.seconds += 60
+        for _ in range(rows):
+            world.till.settle(read=1, written=0)
+        if rows == 4:
+            world.till.clock.seconds += 60
+            world.report()
+    backup = sqlite3.connect(":memory:", isolation_level=None)
+    world.till.books.db.backup(backup)
+    world.report()
+    world.till.clock.seconds += 60
+    world.report()
+    assert sum(world.values()) == 27
+    outbox.restored(backup)
+    world.till.books.db.close()
+    world.till.books.db = backup
+    world.begin(by_minute=True, rows=10)
+    assert sum(world.values()) == 27
+    assert world.receiver.totals()["duplicates"] == len(world.values()) - 1
 
 
 def test_a_repeated_identifier_means_that_stripe_has_it() -> None:

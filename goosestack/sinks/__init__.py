@@ -111,7 +111,7 @@ class Event:
     user_id: str
     facts: Mapping[str, Fact]
     tried_at: str | None = None
-    """When it was first sent without a clear answer; None where it cannot have been accepted yet."""
+    """When it was, or may have been, first sent without a clear answer; None where it cannot have been accepted yet."""
     customer_id: str | None = None
     """Stripe's name for the user."""
     subject: str | None = None

@@ -166,8 +166,10 @@ def _refuse_foreign(source: Path) -> None:
 # --- restore --------------------------------------------------------------------------------------------------
 
 
-def restore(database: Path, source: Path, check: Check) -> dict[str, object]:
+def restore(database: Path, source: Path, note: Callable[[Tx], None], check: Check) -> dict[str, object]:
     """Put a proved copy in the database's place; the replaced file is kept beside it. Raises Refusal.
+
+    `note` writes into the copy what must be known of books that come from a backup.
 
     Refused while a daemon runs. Whenever it is interrupted, the old database is in its place, or the new one, whole."""
     if not source.is_file():
@@ -182,6 +184,7 @@ def restore(database: Path, source: Path, check: Check) -> dict[str, object]:
             snapshot(source, partial)  # not the file alone: its latest commits may lie in a log beside it
             with closing(sqlite3.connect(partial, isolation_level=None)) as db:
                 migrate(db)  # before the books are checked, which are those of this version
+                note(db)
             rows = verify_file(partial, check, source)
             kept = _replace(database, partial)
         except (sqlite3.Error, OSError) as error:

@@ -422,4 +422,11 @@ MIGRATIONS: tuple[str, ...] = (
     -- By which terms subscriptions were folded: one row, or none.
     CREATE TABLE folded_by (terms TEXT NOT NULL) STRICT;
     """,
+    """
+    -- Each restore: usage up to this row may have been reported by the books that were replaced, at that time or later.
+    CREATE TABLE restores (
+        settled_seq INTEGER NOT NULL,
+        known_at    TEXT NOT NULL
+    ) STRICT;
+    """,
 )
