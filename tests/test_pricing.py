@@ -313,6 +313,8 @@ def test_an_embedding_has_no_output_to_pay_for() -> None:
     rates = [{"tier": STANDARD, "above": 0, "input": 20_000}]
     model = model_of(rates, kind="embedding", max_output=None)
     assert quote(model, Demand(1000, 0), Terms(), TODAY) == charge(model, Usage(input=1000), Terms(), TODAY) == 20_000
+    (rate,) = model.rates
+    assert (rate.output, rate.output_audio) == (0, 0)
 
 
 def test_later_rates_replace_earlier_ones_whole_on_their_day() -> None:
@@ -436,7 +438,7 @@ def test_a_model_without_a_proper_price_is_refused(rates: list[dict[str, Any]]) 
 
 
 @pytest.mark.parametrize("name", ["context", "max_input", "max_output"])
-@pytest.mark.parametrize("limit", [None, 0, -1, "many", True, 10**9])
+@pytest.mark.parametrize("limit", [None, 0, -1, "many", True, 100_000_001])
 def test_a_model_without_a_proper_limit_is_refused(name: str, limit: object) -> None:
     with pytest.raises(PriceError, match=f"openai/m: {name} must be a number of tokens"):
         model_of([PLAIN], **{name: limit})
@@ -455,6 +457,12 @@ def test_a_price_of_any_class_that_can_be_none_is_refused_by_name(name: str, pri
 def test_a_price_that_is_no_integer_is_refused_and_not_left_out(name: str) -> None:
     with pytest.raises(PriceError, match=r"prices.json: 1.5 is not an integer"):
         model_of([{**PLAIN, name: 1.5}])
+
+
+@pytest.mark.parametrize("tokens", [1, 100_000_000])
+def test_the_least_and_the_greatest_limit_are_proper_ones(tokens: int) -> None:
+    model = model_of([PLAIN], context=tokens, max_input=tokens, max_output=tokens)
+    assert (model.context, model.max_input, model.max_output) == (tokens, tokens, tokens)
 
 
 def test_two_models_of_one_name_are_refused() -> None:
