@@ -111,6 +111,47 @@ def test_limits_alone_can_be_changed_and_the_prices_stay() -> None:
     assert model.rates == plain.rates and not model.by_operator
 
 
+def test_whether_it_takes_a_temperature_can_be_changed_alone_and_the_prices_stay() -> None:
+    plain, model = (
+        load(GENERATED).find("openai", "gpt-4o"),
+        book('[models."gpt-4o"]\ntemperature = false').find("openai", "gpt-4o"),
+    )
+    assert plain is not None and plain.temperature
+    assert model is not None and not model.temperature
+    assert (model.rates, model.by_operator) == (plain.rates, False)
+
+
+@pytest.mark.parametrize(
+    ("provider", "name", "prices"),
+    [
+        ("anthropic", "claude-haiku-5-5", "input = 1\noutput = 2"),
+        ("openai", "gpt-4o", "input = 1\noutput = 2"),
+        ("openai", "gpt-5.4", "input = 1\noutput = 2"),
+        ("openai", "text-embedding-3-small", "input = 1"),
+    ],
+)
+def test_what_the_book_knows_of_a_model_beside_its_price_stays(provider: str, name: str, prices: str) -> None:
+    """Of these, one is called otherwise than by its id and dearer in the US, one does not reason, one takes no
+    temperature, one is no chat."""
+    plain, model = load(GENERATED).find(provider, name), book(f'[models."{name}"]\n{prices}').find(provider, name)
+    assert plain is not None and model is not None and model.by_operator
+    for what in ("name", "kind", "reasoning", "temperature", "us_percent", "web_search", "context", "max_output"):
+        assert getattr(model, what) == getattr(plain, what), what
+
+
+def test_what_is_not_said_of_a_model_of_ones_own_is_the_safe_thing() -> None:
+    model = book("""
+        [models.house]
+        provider = "litellm"
+        context = 1000
+        input = 1
+        output = 2
+    """).find("litellm", "house")
+    assert model is not None
+    assert (model.name, model.kind, model.reasoning, model.temperature) == ("house", "chat", True, True)
+    assert (model.us_percent, model.web_search) == (100, None)
+
+
 def test_a_model_that_nobody_else_knows_can_be_sold() -> None:
     made = book("""
         [models."house/llama"]
@@ -277,6 +318,13 @@ def test_a_mistake_is_named(text: str, words: str) -> None:
     with pytest.raises(PriceError) as caught:
         book(text)
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_dearest_search_costs_a_thousand_dollars() -> None:
+    model = book('[models."gpt-4o"]\ninput = 1\noutput = 2\nweb_search = 1000').find("openai", "gpt-4o")
+    assert model is not None and model.web_search == 1_000 * 10**9
+    with pytest.raises(PriceError, match="a price in dollars a call"):
+        book('[models."gpt-4o"]\ninput = 1\noutput = 2\nweb_search = 1000.000000001')
 
 
 def test_a_search_is_never_rounded_down_to_nothing() -> None:
