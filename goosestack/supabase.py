@@ -70,7 +70,7 @@ _MOST_REASON = 300
 _TOKEN = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _EMAIL = re.compile(r"[!-?A-~]{1,128}@[!-?A-~]{1,125}")
-_ASYMMETRIC: Mapping[tuple[object, object], str] = {("EC", "P-256"): "ES256", ("RSA", None): "RS256"}
+_ASYMMETRIC: Mapping[object, str] = {("EC", "P-256"): "ES256", ("RSA", None): "RS256"}
 """The algorithm of a public key, by its kind (`kty`) and curve (`crv`)."""
 
 _FAILED = (NotSent, Lost, Broken, TimeoutError)
