@@ -137,7 +137,8 @@ def _rows(tx: Tx, sink: Sink, after: int, to: int | None, now: str) -> list[Usag
         f"SELECT u.settled_seq, u.id, u.user_id, {payer_of('u')},"
         " u.provider, u.model, u.wire, u.input_tokens, u.output_tokens, u.cache_read_tokens,"
         " u.cache_write_tokens + u.cache_write_long_tokens, u.reasoning_tokens, u.cost_nanos, u.cost_cents,"
-        " CASE u.unit WHEN 'usd_cents' THEN u.shortfall ELSE 0 END, u.estimated, u.created_at, u.ended_at, o.settled_seq"
+        " CASE u.unit WHEN 'usd_cents' THEN u.shortfall ELSE 0 END,"
+        " u.estimated, u.created_at, u.ended_at, o.settled_seq"
         " FROM usage_log u"
         " LEFT JOIN usage_log o ON u.id LIKE '%.c' AND o.id = substr(u.id, 1, length(u.id) - 2)"
         " WHERE u.settled_seq > ? AND u.settled_seq <= ? ORDER BY u.settled_seq",
