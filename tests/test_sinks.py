@@ -598,7 +598,7 @@ def test_stripe_is_never_replayed() -> None:
     world.report()
     for force in (False, True):
         with pytest.raises(MeterError, match="cannot be replayed: it would bill again"):
-            outbox.replay(world.till.books.db, "stripe_meter", "2026-01-01", 0, world.till.clock.now(), force=force)
+            outbox.replay(world.till.books.db, "stripe_meter", 0, "2026-01-01", world.till.clock.now(), force=force)
 
 
 def test_another_value_begins_with_a_carry_of_its_own() -> None:
