@@ -181,8 +181,8 @@ class Admin:
 
     async def meters_replay(self, sink: str, since: str, force: bool) -> Answer:
         """Report again what settled since a time."""
-        after = await self._store.read(outbox.last_before, since)
-        rows = await self._store.write(outbox.replay, sink, since, after, self._now(), force=force)
+        after, oldest = await self._store.read(outbox.reach, since)
+        rows = await self._store.write(outbox.replay, sink, after, oldest, self._now(), force=force)
         return {"sink": sink, "on": sink in self._sinks, "since": since, "rows": rows}
 
     async def stripe_reconcile(self) -> Answer:

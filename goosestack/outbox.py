@@ -137,6 +137,7 @@ def _rows(tx: Tx, sink: Sink, after: int, to: int | None, now: str) -> list[Usag
         f"SELECT u.settled_seq, u.id, u.user_id, {payer_of('u')},"
         " u.provider, u.model, u.wire, u.input_tokens, u.output_tokens, u.cache_read_tokens,"
         " u.cache_write_tokens + u.cache_write_long_tokens, u.reasoning_tokens, u.cost_nanos, u.cost_cents,"
+        " CASE u.unit WHEN 'usd_cents' THEN u.shortfall ELSE 0 END,"
         " u.estimated, u.created_at, u.ended_at, o.settled_seq"
         " FROM usage_log u"
         " LEFT JOIN usage_log o ON u.id LIKE '%.c' AND o.id = substr(u.id, 1, length(u.id) - 2)"
@@ -294,22 +295,26 @@ def discard(tx: Tx, sink: str, id: str) -> None:
     _pass(tx, sink)
 
 
-def last_before(tx: Tx, since: str) -> int:
-    """The `settled_seq` of the last row that settled before a time. Looks at every row: not for the writer."""
+def reach(tx: Tx, since: str) -> tuple[int, str]:
+    """How far back what settled since a time reaches: the `settled_seq` before its first row, and the oldest time from
+    there on, which is older where a clock ran ahead. Looks at every row: not for the writer."""
     (first,) = tx.execute(
         "SELECT min(settled_seq) FROM usage_log WHERE settled_seq IS NOT NULL AND ended_at >= ?", (since,)
     ).fetchone()
-    (last,) = tx.execute("SELECT coalesce(max(settled_seq), 0) FROM usage_log").fetchone()
-    return int(last if first is None else first - 1)
+    if first is None:
+        (last,) = tx.execute("SELECT coalesce(max(settled_seq), 0) FROM usage_log").fetchone()
+        return int(last), since
+    (oldest,) = tx.execute("SELECT min(ended_at) FROM usage_log WHERE settled_seq >= ?", (first,)).fetchone()
+    return int(first) - 1, min(since, oldest)
 
 
-def replay(tx: Tx, sink: str, since: str, after: int, now: str, *, force: bool) -> int:
-    """Report everything again that settled since a time, which is behind row `after`; how many rows. For a receiver
-    that has lost it; one that has not drops the ids that it knows, as long as it remembers them."""
+def replay(tx: Tx, sink: str, after: int, oldest: str, now: str, *, force: bool) -> int:
+    """Report everything again that is behind row `after`, the `oldest` of it of that time; how many rows. For a
+    receiver that has lost it; one that has not drops the ids that it knows, as long as it remembers them."""
     kind = _known(tx, sink)
     if not kind.replays:
         raise MeterError(f"{sink} cannot be replayed: it would bill again what it has")
-    if kind.remembers_s is not None and since < later(now, -kind.remembers_s) and not force:
+    if kind.remembers_s is not None and oldest < later(now, -kind.remembers_s) and not force:
         raise MeterError(
             f"{sink} may have forgotten ids from before {later(now, -kind.remembers_s)}, and what it still has would"
             " count twice; use --force if it has lost everything since then"

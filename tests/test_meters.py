@@ -632,7 +632,8 @@ def test_what_cannot_have_arrived_is_sent_however_late(house: House) -> None:
 
 def replay(house: House, sink: str, since: str, *, force: bool = False) -> int:
     db = house.till.books.db
-    return outbox.replay(db, sink, since, outbox.last_before(db, since), house.till.clock.now(), force=force)
+    after, oldest = outbox.reach(db, since)
+    return outbox.replay(db, sink, after, oldest, house.till.clock.now(), force=force)
 
 
 def test_a_replay_brings_a_receiver_back_what_it_has_lost_and_no_other(house: House) -> None:
@@ -711,6 +712,20 @@ def test_a_replay_of_what_a_receiver_may_have_forgotten_must_be_meant(house: Hou
     with pytest.raises(MeterError, match="would count twice; use --force if it has lost everything"):
         replay(house, "openmeter", since)
     assert replay(house, "openmeter", since, force=True) == 1
+
+
+def test_a_replay_that_a_wrong_clock_makes_reach_further_back_must_be_meant_too(house: House) -> None:
+    """A row that has its time from a clock that ran ahead settled before those that are older than it."""
+    house.later(48 * HOUR_S)
+    house.till.settle()
+    house.later(-48 * HOUR_S)
+    house.till.settle()
+    house.till.report(house.meter)
+    house.later(25 * HOUR_S)
+    since = house.till.clock.now()
+    with pytest.raises(MeterError, match="would count twice"):
+        replay(house, "openmeter", since)
+    assert replay(house, "openmeter", since, force=True) == 2
 
 
 def test_a_replay_since_a_time_to_come_does_nothing(house: House) -> None:

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 
 import pytest
 
-from goosestack import config, outbox
+from goosestack import config, ledger, outbox
 from goosestack.demo.openmeter import OpenMeter as FakeOpenMeter, Reply
 from goosestack.meters import Meter
 from goosestack.outbox import SINKS, MeterError
@@ -268,6 +268,18 @@ def test_cost_is_told_in_microdollars_and_what_is_less_waits() -> None:
     assert world.values() == [2, 1, 1]
     assert world.carried("cost") == 999
     assert sum(world.values()) * 1_000 + 999 == 2_999 + 1 + 400 + 600 + 999
+
+
+def test_what_the_house_bore_is_not_told_to_whoever_invoices() -> None:
+    """A user's cap holds for what they are billed elsewhere, too."""
+    world = ToStripe(value="cost")
+    db, now = world.till.books.db, world.till.clock.now()
+    account = ledger.open_account(db, "alice", "usd_cents", now, "overage:2026-11")
+    ledger.post(db, account, "adjustment", "all but a cent", 1 - 1_000_000_000, now)
+    world.till.settle(nanos=15_000_000, payer="overage")
+    world.report()
+    assert world.till.rows()[0]["shortfall"] == 5_000_000
+    assert (world.values(), world.carried("cost")) == ([10_000], 0)
 
 
 def test_usage_can_be_gathered_by_user_and_minute() -> None:
@@ -586,7 +598,7 @@ def test_stripe_is_never_replayed() -> None:
     world.report()
     for force in (False, True):
         with pytest.raises(MeterError, match="cannot be replayed: it would bill again"):
-            outbox.replay(world.till.books.db, "stripe_meter", "2026-01-01", 0, world.till.clock.now(), force=force)
+            outbox.replay(world.till.books.db, "stripe_meter", 0, "2026-01-01", world.till.clock.now(), force=force)
 
 
 def test_another_value_begins_with_a_carry_of_its_own() -> None:

@@ -58,6 +58,8 @@ class Usage:
     reasoning_tokens: int
     cost_nanos: int
     cost_cents: int
+    borne_nanos: int
+    """What of its price the house bore."""
     estimated: int
     """1 where the charge is one."""
     created_at: str

@@ -120,7 +120,7 @@ class StripeMeter(Sink):
             if share is None:
                 share = shares[key] = _Share(f"{key}:{row.seq}" if self._by_minute else key, row.user_id)
             share.at = min(row.ended_at, now)
-            share.amount += row.tokens if self._value == "tokens" else row.cost_nanos
+            share.amount += row.tokens if self._value == "tokens" else row.cost_nanos - row.borne_nanos
         events = [event for share in shares.values() if (event := self._take(share, carries[share.user_id]))]
         self._keep(tx, carries, skipped)
         return events
