@@ -110,6 +110,15 @@ def test_a_bank_that_wants_its_customer_is_not_asked_again_until_the_customer_ha
     assert attempt(books, later(NOW, 86_401)) is not None
 
 
+def test_what_stripe_has_told_of_an_attempt_before_its_answer_decides_its_next_step(books: Bookings) -> None:
+    asked = attempt(books)
+    assert asked is not None
+    keep(books.db, Fact(asked.id, "failed", f"pi_{asked.id}", 1000, detail="authentication_required"))
+    payments.refold(books.db, asked.id, books.terms, NOW)
+    step = autotopup.begin(books.db, books.alice, TOPUPS, books.terms, later(NOW, 90))
+    assert step is not None and (step.step, step.payment.id) == ("link", asked.id)
+
+
 def test_money_that_went_back_is_not_charged_for_again(books: Bookings) -> None:
     paid = attempt(books)
     ends(books, paid, "paid")

@@ -84,6 +84,16 @@ def test_who_has_no_e_mail_that_stripe_takes_buys_all_the_same(shop: Shop) -> No
         assert (told["metadata"], told["email"]) == ({"user": alice.id}, None)
 
 
+def test_while_stripe_makes_no_customers_nobody_is_one_and_the_next_try_may_be_better(shop: Shop) -> None:
+    alice = shop.world.customer(0)
+    shop.till.fault("error_500", path="/v1/customers", times=5)
+    assert shop.ask(alice, "POST", "checkout", {"type": "credits", "amount": 1000}).status == 503
+    assert shop.rows("SELECT stripe_customer_id FROM users WHERE id = ?", alice.id) == [(None,)]
+    shop.till.no_faults()
+    shop.buy(alice)
+    assert shop.balance(alice) == 1000
+
+
 def test_a_user_of_a_supabase_project_buys_and_manages_by_their_token(folder: Path) -> None:
     """Also one who signs in by telephone, and has no e-mail at all."""
     project = Project(folder)
@@ -321,9 +331,16 @@ def test_an_idempotency_key_is_a_short_text(shop: Shop, key: str) -> None:
     assert reply.status == 400 and "`Idempotency-Key`" in reply.json()["error"]["message"]
 
 
-async def test_an_event_that_the_store_cannot_take_is_taken_when_it_comes_again(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "about", "outcome"),
+    [("charge.refunded", {"object": "goose"}, "review"), ("customer.created", {"object": "customer"}, "ignored")],
+    ids=["strange", "understood"],
+)
+async def test_an_event_that_the_store_cannot_take_is_taken_when_it_comes_again(
+    folder: Path, kind: str, about: dict[str, object], outcome: str
+) -> None:
     config = Config(db_path=folder / "a.db", openai_api_key="sk-test", log_level="error")
-    event = Event("evt_1", "charge.refunded", 1, False, {"object": "goose"})
+    event = Event("evt_1", kind, 1, False, about)
     async with app.running(config) as parts:
         billing = Billing(parts.gateway, Offer(Terms(livemode=False), {}), None)
         await parts.store.close()
@@ -331,7 +348,7 @@ async def test_an_event_that_the_store_cannot_take_is_taken_when_it_comes_again(
             await billing.take(event, "{}")
     async with app.running(config) as parts:
         billing = Billing(parts.gateway, Offer(Terms(livemode=False), {}), None)
-        assert await billing.take(event, "{}") == "review"
+        assert await billing.take(event, "{}") == outcome
 
 
 def test_amounts_and_bonuses_are_the_operators(folder: Path) -> None:

@@ -116,6 +116,26 @@ def test_a_success_that_is_not_paid_is_unreadable() -> None:
         read(Event("evt_1", "checkout.session.async_payment_succeeded", START, False, told))
 
 
+UNREADABLE = {
+    "a list that is none": ("invoice.paid", {"lines": {"data": 5}}, "`lines` is no list"),
+    "a list of what is no object": ("invoice.paid", {"lines": {"data": [5]}}, "`lines` is no list"),
+    "a dispute of no payment": ("charge.dispute.closed", {"payment_intent": None}, "a dispute of no payment"),
+    "a line without an amount": ("invoice.paid", {"lines": {"data": [{}]}}, "a line without an amount"),
+    "an amount in a text": ("invoice.paid", {"lines": {"data": [{"amount": "5"}]}}, "a line without an amount"),
+}
+
+
+@pytest.mark.parametrize(("kind", "changes", "words"), UNREADABLE.values(), ids=list(UNREADABLE))
+def test_what_lacks_what_it_is_about_says_so(kind: str, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(Unreadable, match=words):
+        read(Event("evt_1", kind, START, False, {**GOOD[kind], **changes}))
+
+
+def test_an_invoice_of_no_subscription_says_nothing() -> None:
+    told = {**GOOD["invoice.paid"], "parent": None, "subscription": None}
+    assert read(Event("evt_1", "invoice.paid", START, False, told)) == ()
+
+
 @pytest.mark.parametrize("depth", [2_000, 100_000])
 def test_what_is_nested_without_end_is_unreadable(depth: int) -> None:
     with pytest.raises(Unreadable):

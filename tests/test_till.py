@@ -91,6 +91,13 @@ async def test_a_declined_card_may_be_told_without_the_payment_that_failed(till:
     assert getattr(caught.value, "intent", None) == {}
 
 
+async def test_whether_a_card_is_saved_is_not_known_where_stripe_does_not_say() -> None:
+    body = b'{"error": {"type": "invalid_request_error", "code": "parameter_invalid", "message": "no"}}'
+    async with before(http("400 Bad Request", body)) as stripe:
+        with pytest.raises(TillError, match="parameter_invalid"):
+            await stripe.saved_card("cus_1")
+
+
 async def test_who_is_gone_has_no_saved_card(till: Till) -> None:
     stripe = StripeTill(KEY, till.url)
     try:
