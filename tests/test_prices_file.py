@@ -320,6 +320,11 @@ def test_a_mistake_is_named(text: str, words: str) -> None:
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_search_may_cost_nothing() -> None:
+    model = book('[models."gpt-4o"]\ninput = 1\noutput = 2\nweb_search = 0').find("openai", "gpt-4o")
+    assert model is not None and model.web_search == 0
+
+
 def test_the_dearest_search_costs_a_thousand_dollars() -> None:
     model = book('[models."gpt-4o"]\ninput = 1\noutput = 2\nweb_search = 1000').find("openai", "gpt-4o")
     assert model is not None and model.web_search == 1_000 * 10**9
