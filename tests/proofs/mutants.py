@@ -54,7 +54,6 @@ def hunt(module: str, wanted: Sequence[str], attempt: Attempt) -> dict[str, str]
                 "module": module,
                 "tests": [str(ROOT / "tests" / f"{name}.py") for name in TESTS[module]],
                 "wanted": wanted,
-                "seed": attempt.seed,
                 "survey": attempt.full,
                 "fates": str(fates),
             }
