@@ -81,7 +81,9 @@ class Hunt(FirstFailure):
         self.module = importlib.import_module(f"goosestack.{self.order['module']}")
         if self.order["survey"]:
             self._survey(session.items)
-        self.note(NOTHING, fate(lambda: self._meet(session.items)))
+        first = [item for item in session.items if item.path == session.items[0].path]
+        unchanged = session.items if self.order["survey"] else first
+        self.note(NOTHING, fate(lambda: self._meet(unchanged)))
         for mutant in self.mutants:
             self.note(mutant.name, fate(self._hunted(session.items, mutant)))
         return True

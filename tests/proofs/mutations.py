@@ -16,6 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TypeAlias
 
 Change: TypeAlias = "tuple[ast.AST, str, object]"
@@ -215,9 +216,10 @@ def _changes(node: ast.AST, parent: ast.AST) -> Iterator[Change]:
         case ast.comprehension(ifs=ifs):
             for number in range(len(ifs)):
                 yield node, "ifs", [*ifs[:number], *ifs[number + 1 :]]
-        case ast.Tuple(elts=elts, ctx=ast.Load()):
-            for number in range(len(elts) - 1):  # nothing else sees what a statement of SQL is given in a wrong order
-                yield node, "elts", [*elts[:number], elts[number + 1], elts[number], *elts[number + 2 :]]
+        case ast.Tuple(elts=elts, ctx=ast.Load()) if not isinstance(parent, ast.Compare):
+            for number, (one, next_one) in enumerate(pairwise(elts)):
+                if ast.dump(one) != ast.dump(next_one):  # no type shows what SQL is given in a wrong order
+                    yield node, "elts", [*elts[:number], next_one, one, *elts[number + 2 :]]
         case ast.For():
             yield node, "iter", ast.Tuple([], ast.Load())
     if isinstance(node, ast.If | ast.IfExp | ast.While):
