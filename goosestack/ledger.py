@@ -376,7 +376,7 @@ def _correct(tx: Tx, hold_id: str, charge: Charge, reason: str, now: str) -> Non
         f"INSERT INTO usage_log (id, user_id, key_id, account_id, unit, process_id, wire, provider, model, {names},"
         " status, reason, quote, held, billed, cost_cents, shortfall, settled_seq, created_at, ended_at)"
         f" VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, {', '.join('?' * (2 + len(COUNTS)))}, 'settled', ?, 0, 0, ?, ?, ?,"
-        " (SELECT coalesce(max(settled_seq), 0) + 1 FROM usage_log), ?, ?)",
+        " (SELECT max(settled_seq) + 1 FROM usage_log), ?, ?)",
         (
             f"{hold_id}.c",
             *old[:8],
@@ -547,8 +547,9 @@ def check(tx: Tx, *, full: bool) -> Books:
 
 
 def _wrong_rows(tx: Tx) -> Iterable[tuple[str, str]]:
-    latest = tx.execute("SELECT coalesce(max(id), 0) FROM processes").fetchone()[0]
-    rows = tx.execute("SELECT id FROM usage_log WHERE status = 'held' AND process_id < ?", (latest,)).fetchall()
+    rows = tx.execute(
+        "SELECT id FROM usage_log WHERE status = 'held' AND process_id < (SELECT max(id) FROM processes)"
+    ).fetchall()
     for (hold_id,) in sorted(rows):  # not ordered there: that would scan every row there ever was
         yield hold_id, "held by a process that is gone"
 
@@ -558,7 +559,7 @@ def _wrong_dues(tx: Tx, since: str) -> Iterable[tuple[str, str]]:
     rows = tx.execute(
         "SELECT cause, posted, entries, sums.amount, sums.number FROM ("
         " SELECT cause, sum(amount) AS amount, count(*) AS number FROM entries WHERE cause IN"
-        f" (SELECT cause FROM entries WHERE seq > (SELECT entry_seq FROM {since} AS verified) AND cause IS NOT NULL)"
+        f" (SELECT cause FROM entries WHERE seq > (SELECT entry_seq FROM {since} AS verified))"
         " GROUP BY cause) AS sums LEFT JOIN dues ON ref = cause ORDER BY cause"
     ).fetchall()
     for ref, posted, entries, amount, number in rows:

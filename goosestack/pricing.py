@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import ROUND_CEILING, Decimal, InvalidOperation
@@ -131,10 +132,8 @@ class Model:
     def _in_force(self, today: str) -> tuple[Rate, ...]:
         """The rates of the latest date that has come: a later set replaces an earlier one whole. A book's rates are
         ordered by date, then threshold."""
-        if self.rates[0].since == self.rates[-1].since:
-            return self.rates
-        latest = max((rate.since for rate in self.rates if rate.since <= today), default="")
-        return tuple(rate for rate in self.rates if rate.since == latest)
+        come = [rate for rate in self.rates if rate.since <= today]
+        return tuple(rate for rate in come if rate.since == come[-1].since)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,10 +173,8 @@ def quote(model: Model, demand: Demand, terms: Terms, today: str) -> int:
     """The most that `demand` can cost, in nanodollars: never below `charge` for any usage within it."""
     searched = demand.web_searches
     total_input = demand.input + searched * WEB_SEARCH_INPUT
-    rates = model.rates_of(demand.tier, today)
-    if demand.tier != STANDARD:  # a provider may serve, and report, a lower tier than was asked for
-        rates = rates + model.rates_of(STANDARD, today)
-    rates = [rate for rate in rates if rate.above < max(total_input, 1)]
+    tiers = {demand.tier, STANDARD}  # a provider may serve, and report, a lower tier than was asked for
+    rates = [rate for tier in tiers for rate in model.rates_of(tier, today) if rate.above < max(total_input, 1)]
     input_price = max(_dearest_input(rate, demand.long_cache) for rate in rates)
     output_price = max(max(rate.output, rate.output_audio) for rate in rates)
     picos = total_input * input_price + demand.output * output_price
@@ -202,14 +199,9 @@ def charge(model: Model, usage: Usage, terms: Terms, today: str, *, tier: str = 
 
 def most_output(demand: Demand, fits: Callable[[Demand], bool]) -> int:
     """The most output tokens with which a demand still fits; 0 where none does."""
-    low, high = 0, demand.output
-    while low < high:  # what a demand costs is monotone in its output; bisection needs no second formula
-        middle = (low + high + 1) // 2
-        if fits(replace(demand, output=middle)):
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    # what a demand costs is monotone in its output; bisection needs no second formula
+    outputs = range(1, demand.output + 1)
+    return bisect_left(outputs, True, key=lambda output: not fits(replace(demand, output=output)))
 
 
 def _dearest_input(rate: Rate, long_cache: bool) -> int:
@@ -290,9 +282,8 @@ def _model(entry: Mapping[str, Any]) -> Model:
     found = (_rate(raw, where, chat) for raw in entry["rates"])
     rates = tuple(sorted(found, key=lambda rate: (rate.since, rate.above)))
     based = {(rate.since, rate.tier) for rate in rates if rate.above == 0}
-    for since in {rate.since for rate in rates} or {""}:
-        if (since, STANDARD) not in based:
-            raise PriceError(f"{where} has no standard price")
+    if not rates or any((rate.since, STANDARD) not in based for rate in rates):
+        raise PriceError(f"{where} has no standard price")
     if any((rate.since, rate.tier) not in based for rate in rates):
         raise PriceError(f"{where} has a price above a threshold, and none below it")
     return Model(
@@ -346,8 +337,8 @@ def _rate(raw: Mapping[str, Any], where: str, chat: bool) -> Rate:
 
 # --- the operator's prices.toml -------------------------------------------------------------------------------
 
-_MODEL_KEYS = frozenset(
-    (*CLASSES, *"provider name kind context max_input max_output reasoning temperature aliases web_search".split())
+_MODEL_KEYS = frozenset(CLASSES).union(
+    "provider name kind context max_input max_output reasoning temperature aliases web_search".split()
 )
 _LIMITS = ("context", "max_input", "max_output")
 _KINDS: Mapping[str, tuple[type, str]] = {

@@ -62,6 +62,21 @@ def test_an_entry_says_what_it_is_of_why_and_when(book: Ledger) -> None:
             LATER,
         ),
     ]
+    book.tell("bring alice 7 pay_3")
+    dues = book.db.execute("SELECT seq, ref, account_id, kind, target, posted, entries FROM dues ORDER BY seq")
+    assert dues.fetchall() == [(1, "pay_2", 1, "topup", 5, 5, 1), (2, "pay_3", 1, "topup", 7, 7, 1)]
+
+
+def test_an_account_says_when_something_was_last_posted_or_charged(book: Ledger) -> None:
+    def updated() -> str:
+        return str(book.db.execute("SELECT updated_at FROM accounts").fetchone()[0])
+
+    book.tell("topup alice 100 \n authorize r1 alice 5c")
+    assert updated() == NOW
+    ledger.post(book.db, 1, "grant", "first", 1, "later")
+    assert updated() == "later"
+    ledger.settle(book.db, "r1", ledger.Charge(1, 1), "completed", "later still")
+    assert updated() == "later still"
 
 
 @pytest.mark.parametrize("way", [1, -1])
@@ -441,6 +456,11 @@ def test_a_correction_is_a_row_of_its_own_that_bears_the_differences(book: Ledge
     book.tell("check full | right")
 
 
+def test_what_a_charge_counts_stands_in_the_order_of_the_columns(book: Ledger) -> None:
+    columns = [name for _, name, *_ in book.db.execute("PRAGMA table_info(usage_log)")]
+    assert tuple(name for name in columns if name in ledger.COUNTS) == ledger.COUNTS
+
+
 def test_a_charge_counts_nothing_and_is_no_estimate_unless_it_says_so() -> None:
     assert ledger.Charge(5, 7) == ledger.Charge(5, 7, (0,) * 9, estimated=False)
 
@@ -497,6 +517,21 @@ def test_what_was_seen_of_an_answer_is_charged_as_an_estimate(tell: Tell) -> Non
         show alice                 | balance 93 held 0
         settle r1 9c               | charged 9c balance 91
     """)
+
+
+def test_the_amount_of_what_was_seen_is_in_grains_of_the_payers_and_its_cost_in_nanodollars(book: Ledger) -> None:
+    book.tell("grant carol/tokens 100 \n authorize r1 carol/tokens 50")
+    ledger.journal(book.db, "r1", ledger.Charge(30, 7_000, (1, 2, 3, 4, 5, 6, 7, 8, 9)))
+    book.tell("row r1 | progress 30 cost_nanos 7000 charged 0")
+    book.tell("restart \n recover | charged 1 \n row r1 | progress None cost_nanos 7000 charged 30 cost_cents 0")
+    counts = book.db.execute(f"SELECT {', '.join(ledger.COUNTS)} FROM usage_log").fetchone()
+    assert counts == (1, 2, 3, 4, 5, 6, 7, 8, 9)
+
+
+def test_a_process_bears_the_next_number_its_version_and_when_it_began(book: Ledger) -> None:
+    assert ledger.begin_process(book.db, "2.0", LATER) == 2
+    rows = book.db.execute("SELECT id, version, started_at FROM processes").fetchall()
+    assert rows == [(1, "test", NOW), (2, "2.0", LATER)]
 
 
 def test_recovery_settles_in_the_order_of_the_requests_and_not_of_the_rows(tell: Tell) -> None:

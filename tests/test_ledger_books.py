@@ -46,6 +46,7 @@ NEW = """
     authorize open_2 bob 20c     |
     authorize gone alice 1c      |
     release gone                 |
+    bring bob 3 paid_due         |
     bring dave 9 new_due         |
     authorize open_3 dave 6c     |
     bring dave 2 new_due         | owed 4
@@ -75,6 +76,7 @@ STANDING = {
     "the target of a due that is settled": "UPDATE dues SET target = target - 1 WHERE ref = 'old_due'",
     "what was posted for a due": "UPDATE dues SET posted = posted + 1, target = target + 1 WHERE ref = 'new_due'",
     "a due into nothing": "DELETE FROM dues WHERE ref = 'new_due'",
+    "a due that nothing is owed of into nothing": "DELETE FROM dues WHERE ref = 'paid_due'",
 }
 ENTRIES = {
     "an entry's amount": "UPDATE entries SET amount = amount + 1 WHERE ref = 'pay_{when}'",
@@ -147,8 +149,10 @@ def test_a_number_that_is_missing_is_named(verified: Ledger, how: str) -> None:
     before, after = (verified.db.execute(f"SELECT max({name}) FROM {table}").fetchone()[0] for name, table in NUMBERED)
     verified.tell("sql DELETE FROM entries WHERE ref = 'pay_new'").tell("sql DELETE FROM usage_log WHERE id = 'new_3'")
     wrong = ledger.check(verified.db, full=how == "full").wrong
-    assert f"entries are numbered to {before}, and there are {before - 1}" in wrong
-    assert f"settlements are numbered to {after}, and there are {after - 1}" in wrong
+    assert wrong[:2] == [
+        f"entries are numbered to {before}, and there are {before - 1}",
+        f"settlements are numbered to {after}, and there are {after - 1}",
+    ]
 
 
 def test_every_difference_is_found_at_once(verified: Ledger) -> None:
@@ -162,6 +166,42 @@ def test_every_difference_is_found_at_once(verified: Ledger) -> None:
         "account 1: balance",
         "account 1: held",
         "account 2: carry",
+    ]
+
+
+def test_all_that_is_wrong_with_an_account_is_told(book: Ledger) -> None:
+    book.tell("""
+        topup alice 5             |
+        authorize r1 alice 2c     |
+        settle r1 1c+1            | balance 3 carry 9999999
+        authorize r2 alice 1c     |
+        sql UPDATE accounts SET balance = 0, carry = 7, held = 8, debt = 1   |
+    """)
+    told = [
+        "account 1: balance is 0, and its rows add up to 3",
+        "account 1: carry is 7, and its rows add up to 9999999",
+        "account 1: held is 8, and its rows add up to 10000000",
+        "account 1: debt is 1, and its rows add up to 0",
+    ]
+    assert ledger.check(book.db, full=False).wrong == [*told, "account 1: 8 held, more than it has"]
+    book.tell("sql UPDATE accounts SET balance = 4, carry = 9999999")
+    assert ledger.check(book.db, full=False).wrong == [
+        "account 1: balance is 4, and its rows add up to 3",
+        *told[2:],
+        "account 1: owes 1, and has not paid what it could",
+    ]
+
+
+def test_dues_that_are_wrong_are_named_in_order(book: Ledger) -> None:
+    book.tell("""
+        bring alice 5 second   |
+        bring alice 6 first    |
+        sql UPDATE dues SET entries = 2 WHERE ref = 'first'    |
+        sql UPDATE dues SET entries = 2 WHERE ref = 'second'   |
+    """)
+    assert ledger.check(book.db, full=False).wrong == [
+        "due first: 6 was posted in 2 entries, and there are 1, of 6",
+        "due second: 5 was posted in 2 entries, and there are 1, of 5",
     ]
 
 
@@ -280,6 +320,12 @@ def test_only_who_moved_gets_a_new_statement(book: Ledger) -> None:
     book.tell("authorize r2 bob 2c \n settle r2 2c \n check | right \n verify")
     assert stated() == {1: (5, 2), 2: (5, 2), 3: (3, 1)}
     book.tell("check | right \n topup carol 1 \n check | right \n check full | right")
+
+
+def test_a_statement_says_when_it_was_last_verified(book: Ledger) -> None:
+    book.tell("topup alice 5 \n verify")
+    ledger.verify(book.db, ledger.check(book.db, full=False), "later")
+    assert book.db.execute("SELECT verified_at FROM statements").fetchall() == [("later",)]
 
 
 def test_a_full_check_mends_a_statement_that_somebody_changed(verified: Ledger) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
 from decimal import Decimal
 from fractions import Fraction
 from importlib.resources import files
@@ -255,6 +255,11 @@ def test_a_model_whose_first_price_is_still_to_come_is_not_sold() -> None:
     assert model_of(dated).tiers("2027-01-01") == {STANDARD}
 
 
+def test_a_model_whose_only_price_is_still_to_come_is_not_sold_before() -> None:
+    model = model_of([{**PLAIN, "from": "2027-01-01"}])
+    assert [model.tiers(day) for day in ("2026-12-31", "2027-01-01")] == [frozenset(), {STANDARD}]
+
+
 def test_an_output_is_cut_to_the_last_token_that_is_paid_for() -> None:
     model = model_of([PLAIN])
 
@@ -342,6 +347,16 @@ def test_later_rates_replace_earlier_ones_whole_on_their_day() -> None:
         assert charge(model, Usage(input=1), Terms(), day) == ceil(Fraction(prices[0], 1000))
 
 
+def test_rates_may_be_listed_in_any_order() -> None:
+    rates = [
+        {**PLAIN, "above": above, "from": since, "input": price}
+        for since, above, price in (("2027-01-01", 9, 4), ("2027-01-01", 0, 3), ("", 9, 2), ("", 0, 1))
+    ]
+    for day, prices in {TODAY: [1, 2], "2027-01-01": [3, 4]}.items():
+        for listed in (rates, rates[::-1]):
+            assert [rate.input for rate in model_of(listed).rates_of(STANDARD, day)] == prices
+
+
 def test_what_a_usage_counts_stands_in_the_order_of_the_ledgers_columns() -> None:
     used = Usage(1, 2, 3, 4, 5, 6, 7, 8, 9)
     assert dict(zip(ledger.COUNTS, used.counts(), strict=True)) == {
@@ -393,6 +408,45 @@ def test_every_model_of_the_book_can_be_priced_and_bounded(model: Model) -> None
                 assert rate.input > 0 and (rate.output > 0 or model.kind == "embedding")
                 assert rate.cache_read <= rate.input <= max(rate.cache_write, rate.input)
                 assert rate.cache_write_long >= rate.cache_write
+
+
+def test_a_model_is_all_that_the_book_says_of_it() -> None:
+    said = model_of(
+        [PLAIN],
+        name="M",
+        reasoning=True,
+        aliases=["n"],
+        retires="2028-01-01",
+        us_percent=110,
+        web_search=7,
+        temperature=False,
+        by_operator=True,
+    )
+    rate = pricing.Rate(STANDARD, 0, "", *(2_500_000, 10_000_000, *(2_500_000,) * 2, 5_000_000, 2_500_000, 10_000_000))
+    limits = (1000, 1000, 1000)
+    assert said == Model(
+        "openai", "m", "M", "chat", *limits, True, (rate,), ("n",), "2028-01-01", 110, 7, False, True
+    )  # fmt: skip
+    unsaid = model_of([PLAIN])
+    assert unsaid == Model("openai", "m", "m", "chat", *limits, False, (rate,), (), None, 100, None, True, False)
+    assert unsaid == Model("openai", "m", "m", "chat", *limits, False, (rate,))
+    assert model_of([{**PLAIN, "output": 0}], kind="embedding").rates[0].output_audio == 0
+
+
+def test_a_limit_goes_from_one_token_to_a_hundred_million() -> None:
+    assert model_of([PLAIN], max_output=1, context=100_000_000).context == 100_000_000
+    with pytest.raises(PriceError, match="context must be a number of tokens"):
+        model_of([PLAIN], context=100_000_001)
+
+
+def test_the_classes_of_tokens_are_those_of_a_rate_in_their_order() -> None:
+    assert tuple(each.name for each in fields(pricing.Rate))[3:] == CLASSES
+
+
+def test_the_book_knows_which_names_are_answered_for_no_longer() -> None:
+    assert book_of().retired == {}
+    said = load(json.dumps({"format": 1, "generated": TODAY, "retired": {"m-1": "2026-01-01"}, "models": []}))
+    assert (said.generated, said.retired) == (TODAY, {"m-1": "2026-01-01"})
 
 
 def test_a_name_means_one_model() -> None:
@@ -453,10 +507,9 @@ def test_a_price_of_any_class_that_can_be_none_is_refused_by_name(name: str, pri
         model_of([{**PLAIN, name: price}])
 
 
-@pytest.mark.parametrize("name", ["input", "cache_read"])
-def test_a_price_that_is_no_integer_is_refused_and_not_left_out(name: str) -> None:
-    with pytest.raises(PriceError, match=r"prices.json: 1.5 is not an integer"):
-        model_of([{**PLAIN, name: 1.5}])
+def test_a_book_with_a_fraction_anywhere_is_refused() -> None:
+    with pytest.raises(PriceError, match=r"prices.json: 0.5 is not an integer"):
+        model_of([PLAIN], us_percent=0.5)
 
 
 @pytest.mark.parametrize("tokens", [1, 100_000_000])

@@ -2,92 +2,90 @@
 
     python -m tests.proofs.hunting ORDER
 
-ORDER is a JSON file: the `module`, its `tests` (files), the mutants `wanted` by name, the `seed`, whether to `survey`
-the tests first (which functions each enters, and how long it takes: then a mutant meets only tests that enter its
-function, the quickest first) and where the `fates` go, one JSON line for each. The module itself, unchanged, is hunted
-first under the name `nothing`, for a hunt in which the tests do not pass says nothing.
+ORDER is a JSON file: the `module`, its `tests` (files), the mutants `wanted` by name, whether to `survey` the tests
+first (which functions each enters, and how long it takes: then a mutant meets only tests that enter its function, the
+quickest first) and where the `fates` go, one JSON line for each. The module itself, unchanged, is hunted first, in both
+ways, under the name `nothing`, for a hunt in which the tests do not pass says nothing.
 
-A fork changes the functions of the loaded module in place, so that whoever has imported them has the mutant. A mutant
-is *found* where a test fails, *hung* where none does in time, *stillborn* where it is no program (a name that is not
-there, SQL that cannot be read): that says nothing about the tests.
+A mutant of a function: the fork changes that function of the loaded module in place, so that whoever has imported it
+has the mutant. A mutant of what the module or a class says (a constant, a default) may have gone into what others made
+of it when they were imported, the tests too: its fork has the mutant in the module's place before it gathers them.
+
+A mutant is *found* where a test fails, *hung* where none does before the fork has used up its time on a processor, and
+*stillborn* where it is no program (a name that is not there, SQL that cannot be read, a module that cannot be
+imported): that says nothing about the tests. A fork that ends in any other way ends the hunt.
 """
 
 from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import json
 import os
 import resource
+import signal
 import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import FrameType, FunctionType, ModuleType
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.proofs.mutations import Mutant, mutants_of
 
 NOTHING = "nothing"
 FATES = ("survived", "found", "stillborn")
-"""By the exit status of the fork; one that was killed hung."""
+"""By the exit status of the fork."""
 NO_PROGRAM = (NameError, SyntaxError, sqlite3.OperationalError, sqlite3.ProgrammingError)
 MOST_S = 10
 """How long a fork may take, on a processor of its own, beside three times as long as the survey took over its tests."""
+ANEW_S = 60
+"""The same for one that gathers the tests itself."""
 
 
-class Hunt:
-    """A pytest plugin that runs, instead of the tests, every mutant against them."""
+class FirstFailure:
+    """A pytest plugin: the first failure of a test ends the process, and says the fate of its mutant."""
 
-    def __init__(self, order: dict[str, Any]) -> None:
-        self.order = order
-        self.module = importlib.import_module(f"goosestack.{order['module']}")
-        wanted = set(order["wanted"])
-        source = Path(str(self.module.__file__)).read_text()
-        self.mutants = [mutant for mutant in mutants_of(source) if mutant.name in wanted]
-        self.entered: dict[str, set[str]] = {}
-        self.seconds: dict[str, float] = {}
-
-    def pytest_configure(self) -> None:
-        """Hypothesis draws the same again and again, and the first failure suffices."""
-        import hypothesis  # pytest wants to load it first
-
-        hypothesis.settings.register_profile(
-            "hunting",
-            phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate),
-            derandomize=True,
-            database=None,
-            suppress_health_check=list(hypothesis.HealthCheck),
-        )
-        hypothesis.settings.load_profile("hunting")
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """What draws many examples comes last: a story is told in a thousandth of the time."""
+        items.sort(key=lambda item: getattr(getattr(item, "obj", None), "is_hypothesis_test", False))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[object]) -> None:
-        """The first failure decides, and is not described at length: that takes longer than the test."""
+        """Which is not described at length: that takes longer than the test."""
         if call.excinfo is not None and not isinstance(call.excinfo.value, pytest.skip.Exception):
             print(item.nodeid, repr(call.excinfo.value)[:200], flush=True)
             broken = any(isinstance(error, NO_PROGRAM) for error in leaves(call.excinfo.value))
             os._exit(FATES.index("stillborn" if broken else "found"))
 
+
+class Hunt(FirstFailure):
+    """Runs, instead of the tests, every mutant of a function against them."""
+
+    def __init__(self, order: dict[str, Any], mutants: list[Mutant], note: Callable[[str, str], None]) -> None:
+        self.order = order
+        self.mutants = mutants
+        self.note = note
+        self.entered: dict[str, set[str]] = {}
+        self.seconds: dict[str, float] = {}
+
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """In place of the tests themselves."""
+        self.module = importlib.import_module(f"goosestack.{self.order['module']}")
         if self.order["survey"]:
             self._survey(session.items)
-        with Path(self.order["fates"]).open("w") as fates:
-
-            def note(name: str, fate: str) -> None:
-                fates.write(json.dumps({"mutant": name, "fate": fate}) + "\n")
-                fates.flush()
-
-            first = [item for item in session.items if item.path == session.items[0].path]
-            unchanged = session.items if self.order["survey"] else first
-            (pid,) = forked(iter([lambda: self._meet(unchanged)]), at_once=1)
-            note(NOTHING, pid[1])
-            for number, fate in forked((self._hunted(session.items, each) for each in self.mutants), at_once=2):
-                note(self.mutants[number].name, fate)
+        first = [item for item in session.items if item.path == session.items[0].path]
+        unchanged = session.items if self.order["survey"] else first
+        self.note(NOTHING, fate(lambda: self._meet(unchanged)))
+        for mutant in self.mutants:
+            self.note(mutant.name, fate(self._hunted(session.items, mutant)))
         return True
 
     def _survey(self, items: list[pytest.Item]) -> None:
@@ -126,25 +124,23 @@ class Hunt:
 
         def run() -> int:
             try:
-                mutant.apply()
-                transplant(mutant.tree, self.module)
-            except Exception as error:
-                return FATES.index("stillborn" if isinstance(error, NO_PROGRAM) else "found")
+                transplant(mutant, self.module)
+            except SyntaxError:
+                return FATES.index("stillborn")
             return self._meet(self._chosen(items, mutant))
 
         return run
 
     def _chosen(self, items: list[pytest.Item], mutant: Mutant) -> list[pytest.Item]:
-        """The tests that can tell: those that enter its function; all, for what is no function."""
-        chosen = items
-        if any(mutant.place in entered for entered in self.entered.values()):
-            chosen = [item for item in items if mutant.place in self.entered[item.nodeid]]
-        return sorted(chosen, key=lambda item: self.seconds.get(item.nodeid, 0.0))
+        """The tests that can tell, once they are surveyed: those that enter its function, the quickest first."""
+        if not self.entered:
+            return items
+        chosen = [item for item in items if mutant.function in self.entered[item.nodeid]]
+        return sorted(chosen, key=lambda item: self.seconds[item.nodeid])
 
     def _meet(self, items: list[pytest.Item]) -> int:
         """Run tests until one fails, which ends the process; the number of the fate where none does."""
-        most_s = MOST_S + round(3 * sum(self.seconds.get(item.nodeid, 0.0) for item in items))
-        resource.setrlimit(resource.RLIMIT_CPU, (most_s, most_s))
+        limit(MOST_S + round(3 * sum(self.seconds.get(item.nodeid, 0.0) for item in items)))
         for item in items:
             self._run(item)
         return FATES.index("survived")
@@ -178,60 +174,86 @@ def fork(run: Callable[[], int]) -> int:
     return child
 
 
-def forked(runs: Iterator[Callable[[], int]], at_once: int) -> Iterator[tuple[int, str]]:
-    """The number and the fate of each, as they end."""
-    running: dict[int, int] = {}
-    for number, run in enumerate(runs):
-        running[fork(run)] = number
-        if len(running) == at_once:
-            yield _ended(running)
-    while running:
-        yield _ended(running)
+def fate(run: Callable[[], int]) -> str:
+    """That of the mutant whose fork ends with the number that `run` gives."""
+    _, status = os.waitpid(fork(run), 0)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
+        return "hung"
+    return FATES[os.waitstatus_to_exitcode(status)]
 
 
-def _ended(running: dict[int, int]) -> tuple[int, str]:
-    pid, status = os.waitpid(-1, 0)
-    if os.WIFSIGNALED(status):
-        return running.pop(pid), "hung"
-    return running.pop(pid), FATES[os.waitstatus_to_exitcode(status)]
+def limit(seconds: int) -> None:
+    """What this process may take of a processor before it is killed."""
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
 
 
-# --- a changed module in the place of the loaded one ----------------------------------------------------------
+# --- a mutant in the place of what is there -------------------------------------------------------------------
 
 
-def transplant(tree: ast.Module, module: ModuleType) -> None:
-    """Give the loaded module the code and the values of a changed tree; its functions and classes stay who they are."""
+def transplant(mutant: Mutant, module: ModuleType) -> None:
+    """Give the mutant's code and defaults to its function in the loaded module, which stays who it is."""
     fresh = ModuleType(module.__name__)
-    exec(compile(ast.fix_missing_locations(tree), str(module.__file__), "exec"), fresh.__dict__)
-    for name, new in list(vars(fresh).items()):
-        old = vars(module).get(name)
-        if isinstance(new, type) and new.__module__ == module.__name__:
-            for inner, attribute in list(vars(new).items()):
-                before = vars(old).get(inner)
-                if isinstance(attribute, FunctionType | property) and not _operate(before, attribute):
-                    setattr(old, inner, attribute)
-        elif isinstance(new, FunctionType) and new.__module__ == module.__name__:
-            assert _operate(old, new), name
-        elif not name.startswith("__") and old != new:
-            setattr(module, name, new)
-
-
-def _operate(old: object, new: object) -> bool:
-    """Put the code of a function into another; whether that can be done."""
-    if isinstance(old, property) and isinstance(new, property):
-        return _operate(old.fget, new.fget)
-    if not (isinstance(old, FunctionType) and isinstance(new, FunctionType)):
-        return False
-    if len(old.__code__.co_freevars) != len(new.__code__.co_freevars):
-        return False
+    mutant.apply()
+    exec(compile(ast.fix_missing_locations(mutant.tree), str(module.__file__), "exec"), fresh.__dict__)
+    old, new = (function_of(each, mutant.function) for each in (module, fresh))
     old.__code__, old.__defaults__, old.__kwdefaults__ = new.__code__, new.__defaults__, new.__kwdefaults__
-    return True
+
+
+def function_of(module: ModuleType, path: str) -> FunctionType:
+    """By its name, or its class's and its own."""
+    found: object = module
+    for name in path.split("."):
+        found = vars(found)[name]
+    found = found.fget if isinstance(found, property) else found
+    assert isinstance(found, FunctionType), path
+    return found
+
+
+def anew(order: dict[str, Any], mutant: Mutant) -> int:
+    """Import the mutant in its module's place, gather the tests and run them, in a process that has done neither."""
+    limit(ANEW_S)
+    name = f"goosestack.{order['module']}"
+    mutant.apply()
+    spec = importlib.util.find_spec(name)
+    assert spec is not None and name not in sys.modules
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    try:
+        exec(compile(ast.fix_missing_locations(mutant.tree), str(module.__file__), "exec"), module.__dict__)
+    except Exception as error:
+        print(mutant.name, repr(error)[:200])
+        return FATES.index("stillborn")
+    setattr(importlib.import_module("goosestack"), order["module"], module)
+    ended = pytest.main([*OPTIONS, "--continue-on-collection-errors", *order["tests"]], plugins=[FirstFailure()])
+    return FATES.index("survived" if ended == pytest.ExitCode.OK else "stillborn")  # whose tests cannot be gathered
+
+
+OPTIONS = ("-q", "-s", "-p", "no:xdist", "--noconftest", "--assert=plain")
 
 
 def main() -> int:
     order = json.loads(Path(sys.argv[1]).read_text())
-    os.environ["GOOSESTACK_SEED"] = str(order["seed"])
-    return pytest.main(["-q", "-s", "-p", "no:xdist", "--assert=plain", *order["tests"]], plugins=[Hunt(order)])
+    hypothesis.settings.register_profile(  # it draws the same again and again, and the first failure suffices
+        "hunting",
+        phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate),
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    hypothesis.settings.load_profile("hunting")
+    source = (Path(__file__).resolve().parents[2] / "goosestack" / f"{order['module']}.py").read_text()
+    mutants = [mutant for mutant in mutants_of(source) if mutant.name in set(order["wanted"])]
+    outside = [mutant for mutant in mutants if not mutant.function]
+    unchanged = [Mutant(NOTHING, "", tree, (tree, "body", tree.body)) for tree in [ast.parse(source)] if outside]
+    with Path(order["fates"]).open("w") as fates:
+
+        def note(name: str, found: str) -> None:
+            fates.write(json.dumps({"mutant": name, "fate": found}) + "\n")
+            fates.flush()
+
+        for mutant in (*unchanged, *outside):
+            note(mutant.name, fate(partial(anew, order, mutant)))
+        hunt = Hunt(order, [mutant for mutant in mutants if mutant.function], note)
+        return pytest.main([*OPTIONS, *order["tests"]], plugins=[hunt])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Mutants: every small change to a module that a mistake could have made, one at a time, each with a name that lasts.
 
-In Python: comparisons, arithmetic, `and`, `or`, `not`, conditions, constants, calls, statements left out. In SQL, which
-stands in texts: comparisons, arithmetic, `AND`, `OR`, numbers, words of a status, columns taken for one another, joins,
-aggregates, orders. What is said to people in an error is left alone. A name says what became of which piece of which
-function, not in which line, so that what is explained of a mutant stays true while the file around it changes.
+In Python: comparisons, arithmetic, `and`, `or`, `not`, conditions, constants, calls, loops and statements left out,
+values in another order. In SQL, which stands in texts: comparisons, arithmetic, `AND`, `OR`, numbers, words of a
+status, columns taken for one another, joins, aggregates, orders; conditions, assignments and clauses left out. What is
+said to people in an error is left alone. A name says what became of which piece of which function, not in which line,
+so that what is explained of a mutant stays true while the file around it changes.
 
 Written here because the libraries for it do not look into SQL, which is the ledger, and run a process for each mutant.
 """
@@ -14,7 +15,8 @@ import ast
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TypeAlias
 
 Change: TypeAlias = "tuple[ast.AST, str, object]"
@@ -26,8 +28,8 @@ class Mutant:
     """One change to the tree of a module, which all of its mutants share."""
 
     name: str
-    place: str
-    """The function that it is in, or the class; empty for the module itself."""
+    function: str
+    """The one that it is in, as `f` or `Class.f`; empty where it is in none, but in what a class or the module says."""
     tree: ast.Module
     change: Change
 
@@ -90,7 +92,9 @@ _TOKEN = re.compile(
     |\bORDER\ BY\ \w[\w.]*|\b[A-Za-z_]\w*\b|\b\d+\b""",
     re.VERBOSE,
 )
-_SQL = re.compile(r"\b(SELECT|INSERT INTO|UPDATE|FROM|WHERE|VALUES|ON CONFLICT|coalesce|RETURNING)\b|^ AND |= \?")
+_SQL = re.compile(
+    r"\b(SELECT|INSERT INTO|UPDATE|FROM|WHERE|VALUES|ON CONFLICT|coalesce|RETURNING|ORDER BY)\b|^ AND |= \?"
+)
 _STATES = ("held", "settled", "released")
 
 
@@ -99,28 +103,37 @@ def mutants_of(source: str) -> list[Mutant]:
     tree = ast.parse(source)
     found: list[Mutant] = []
     seen: Counter[str] = Counter()
-    for place, statement, node, parent in _walk(tree, "", tree):
+    for place, node, parent in _walk(tree, _Place("", "", tree)):
         for change in _changes(node, parent):
-            title = f"{place or 'the module'}: {_named(statement, change)}"
+            title = f"{place.function or place.owner or 'the module'}: {_named(place.statement, change)}"
             seen[title] += 1
             title += "" if seen[title] == 1 else f" ({seen[title]})"
-            found.append(Mutant(title, place, tree, change))
+            found.append(Mutant(title, place.function, tree, change))
     return found
 
 
-def _walk(node: ast.AST, place: str, statement: ast.AST) -> Iterator[tuple[str, ast.AST, ast.AST, ast.AST]]:
-    """Every node that may change, with the function and the statement that it stands in, and its parent."""
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a node stands: in which class and function, if any, and in which statement."""
+
+    owner: str
+    function: str
+    statement: ast.AST
+
+
+def _walk(node: ast.AST, place: _Place) -> Iterator[tuple[_Place, ast.AST, ast.AST]]:
+    """Every node that may change, with its place and its parent."""
     for inner in ast.iter_child_nodes(node):
         if _is_said(inner, node):
             continue
-        where, within = place, statement
-        if isinstance(inner, ast.FunctionDef | ast.ClassDef):
-            where = f"{place}.{inner.name}".removeprefix(".")
-        if isinstance(inner, ast.stmt | ast.arguments):
-            within = inner
+        here = replace(place, statement=inner) if isinstance(inner, ast.stmt | ast.arguments) else place
+        if isinstance(inner, ast.ClassDef):
+            here = replace(here, owner=inner.name)
+        if isinstance(inner, ast.FunctionDef) and not place.function:
+            here = replace(here, function=f"{place.owner}.{inner.name}".removeprefix("."))
         if not isinstance(inner, ast.arguments | ast.arg):
-            yield where, within, inner, node
-        yield from _walk(inner, where, within)
+            yield here, inner, node
+        yield from _walk(inner, here)
 
 
 def _is_said(node: ast.AST, parent: ast.AST) -> bool:
@@ -162,12 +175,16 @@ def _named(statement: ast.AST, change: Change) -> str:
     return " => ".join(f"`{text}`" for text in shown)
 
 
+_QUOTES = re.compile(r"\\?(?:'''|\"\"\"|'|\")")
+
+
 def _one_of(new: Sequence[object], old: Sequence[object]) -> object:
     return next(each for each in new if each not in old)
 
 
 def _flat(node: ast.AST) -> str:
-    return " ".join(ast.unparse(node).split())
+    """On one line; with one kind of quotes, for which kind `ast` writes is not the same in every Python."""
+    return " ".join(_QUOTES.sub('"', ast.unparse(node)).replace("\\n", " ").split())
 
 
 def _clipped(text: str, start: int, end: int) -> str:
@@ -199,6 +216,12 @@ def _changes(node: ast.AST, parent: ast.AST) -> Iterator[Change]:
         case ast.comprehension(ifs=ifs):
             for number in range(len(ifs)):
                 yield node, "ifs", [*ifs[:number], *ifs[number + 1 :]]
+        case ast.Tuple(elts=elts, ctx=ast.Load()) if not isinstance(parent, ast.Compare):
+            for number, (one, next_one) in enumerate(pairwise(elts)):
+                if ast.dump(one) != ast.dump(next_one):  # no type shows what SQL is given in a wrong order
+                    yield node, "elts", [*elts[:number], next_one, one, *elts[number + 2 :]]
+        case ast.For():
+            yield node, "iter", ast.Tuple([], ast.Load())
     if isinstance(node, ast.If | ast.IfExp | ast.While):
         yield node, "test", ast.Constant(True)
         yield node, "test", ast.Constant(False)
@@ -225,6 +248,9 @@ def _calls(node: ast.Call, parent: ast.AST) -> Iterator[Change]:
     if name in ("min", "max") and len(node.args) == 2:
         for kept in node.args:
             yield _in_place_of(node, parent, kept)
+    if isinstance(node.func, ast.Attribute) and node.func.attr == "get":
+        for number in range(1, len(node.args)):
+            yield node, "args", node.args[:number]
     for number, keyword in enumerate(node.keywords):
         if keyword.arg not in (None, "strict"):
             yield node, "keywords", [*node.keywords[:number], *node.keywords[number + 1 :]]
@@ -243,7 +269,7 @@ def _constants(node: ast.Constant, parent: ast.AST) -> Iterator[Change]:
     elif isinstance(value, str) and _SQL.search(value):
         for changed in _in_sql(value):
             yield node, "value", changed
-    elif isinstance(value, str) and not isinstance(parent, ast.JoinedStr | ast.FormattedValue):
+    elif isinstance(value, str):
         yield node, "value", "" if value else "other"
 
 
@@ -265,14 +291,43 @@ def _statements(node: ast.stmt, parent: ast.AST) -> Iterator[Change]:
 
 
 def _in_sql(sql: str) -> Iterator[str]:
-    """The same with one token another. What SQLite then cannot read is no mutant: see `hunting`."""
-    assigning = False
+    """The same with one token or one clause another. What SQLite then cannot read is no mutant: see `hunting`."""
+    assigning = sql.startswith(",")  # the rest of a list that an f-string has begun
     for match in _TOKEN.finditer(sql):
         token, start, end = match.group(), match.start(), match.end()
         if token in ("SET", "WHERE", "AND", "ON", "WHEN", "UPDATE"):
             assigning = token == "SET"
         for other in _other_tokens(token, sql[:start], assigning):
             yield sql[:start] + other + sql[end:]
+    for start, end in _clauses(sql, _CONDITION, _CONDITION_ENDS):
+        yield f"{sql[:start]}({sql[start:end]} OR 1 = 1){sql[end:]}"
+    for start, end in _clauses(sql, _ASSIGNMENT, _ASSIGNMENT_ENDS):
+        name, _, value = sql[start:end].partition(" = ")
+        yield f"{sql[:start]}{name} = CASE WHEN 1 = 1 THEN {name} ELSE {value} END{sql[end:]}"
+    for match in _DROPPED.finditer(sql):
+        yield sql[: match.start()] + sql[match.end() :]
+
+
+_CONDITION = re.compile(r"\bBETWEEN \S+ AND\b|\b(WHERE|AND|OR|WHEN|ON(?! CONFLICT))\s+")
+_CONDITION_ENDS = re.compile(r"\s(?:AND|OR|THEN|RETURNING|GROUP|ORDER|ON|LEFT|JOIN|WHERE)\b|\)|$")
+_ASSIGNMENT = re.compile(r"(\bSET|,)\s+(?=[a-z_]+ = )")
+_ASSIGNMENT_ENDS = re.compile(r",|\sWHERE\b|\sRETURNING\b|\)|$")
+_DROPPED = re.compile(r"\bON CONFLICT \(\w+\) DO NOTHING|\bGROUP BY (?:CAST\([^)]*\)|[\w.]+)")
+
+
+def _clauses(sql: str, opening: re.Pattern[str], closing: re.Pattern[str]) -> Iterator[tuple[int, int]]:
+    """From where to where each goes that the opening's group begins: until one of its ends outside of parentheses."""
+    for match in opening.finditer(sql):
+        if not match[1]:
+            continue
+        start = match.end()
+        for end in closing.finditer(sql, start):
+            clause = sql[start : end.start()]
+            between = "BETWEEN" in clause and " AND " not in clause  # whose own AND ends nothing
+            if clause.count("(") == clause.count(")") and not between:
+                if clause.strip():
+                    yield start, end.start()
+                break
 
 
 _TOKENS: Mapping[str, Sequence[str]] = {
