@@ -55,7 +55,7 @@ class FirstFailure:
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """What draws many examples comes last: a story is told in a thousandth of the time."""
-        items.sort(key=lambda item: getattr(getattr(item, "obj", None), "is_hypothesis_test", False))
+        items.sort(key=draws)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[object]) -> None:
@@ -81,8 +81,8 @@ class Hunt(FirstFailure):
         self.module = importlib.import_module(f"goosestack.{self.order['module']}")
         if self.order["survey"]:
             self._survey(session.items)
-        first = [item for item in session.items if item.path == session.items[0].path]
-        unchanged = session.items if self.order["survey"] else first
+        stories = [item for item in session.items if item.path == session.items[0].path and not draws(item)]
+        unchanged = session.items if self.order["survey"] else stories
         self.note(NOTHING, fate(lambda: self._meet(unchanged)))
         for mutant in self.mutants:
             self.note(mutant.name, fate(self._hunted(session.items, mutant)))
@@ -147,6 +147,11 @@ class Hunt(FirstFailure):
 
     def _run(self, item: pytest.Item) -> None:
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
+
+
+def draws(item: pytest.Item) -> bool:
+    """Whether hypothesis draws what the test is given."""
+    return getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:

@@ -206,7 +206,8 @@ def _changes(node: ast.AST, parent: ast.AST) -> Iterator[Change]:
         case ast.BoolOp(op=op, values=values):
             yield node, "op", ast.Or() if isinstance(op, ast.And) else ast.And()
             for number in range(len(values)):
-                yield node, "values", [*values[:number], *values[number + 1 :]]
+                rest = [*values[:number], *values[number + 1 :]]
+                yield (node, "values", rest) if len(rest) > 1 else _in_place_of(node, parent, rest[0])
         case ast.UnaryOp(operand=operand):
             yield _in_place_of(node, parent, operand)
         case ast.Call():
