@@ -231,9 +231,12 @@ class Collector:
         chain = self.provider.chain
         if await chain.buried(each.channel_id) is not None or await chain.latest(each.channel_id) is not None:
             return False
-        if (await chain.buried_block()).timestamp < int(_seconds(each.used_at)):
+        block = await chain.buried_block()
+        if block.timestamp < int(_seconds(each.used_at)):
             return False  # a node that is behind: the channel was there later
         chain.forget(each.channel_id)
+        if each.closing is not None and block.timestamp < each.expiry:  # which nothing but the signed close can do
+            await self.store.write(claims.paid, each.id, each.closing)
         await self._give_up(each)
         if each.closing is None and each.charged > each.claimed:
             lost = each.charged - each.claimed
