@@ -203,6 +203,7 @@ async def test_the_chains_time_is_the_latest_blocks(chain: LocalChain, client: C
 FAILURES: dict[str, dict[str, object]] = {
     "cuts the connection": {"do": "cut"},
     "says nothing": {"do": "stall"},
+    "says a little, again and again": {"do": "drip"},
     "is out of order": {"do": "status", "value": 502},
     "wants less": {"do": "status", "value": 429},
     "sends us elsewhere": {"do": "status", "value": 302},
@@ -226,7 +227,7 @@ FAILING = pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
 
 
 def patience(failure: dict[str, object]) -> float:
-    return STALLED_S if failure["do"] == "stall" else 10.0
+    return STALLED_S if failure["do"] in ("stall", "drip") else 10.0
 
 
 @FAILING

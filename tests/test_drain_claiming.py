@@ -156,10 +156,8 @@ async def test_a_claim_that_the_contract_would_refuse_is_not_even_signed(chain: 
     ]
     for what, why in refused:
         with pytest.raises(Reverted) as caught:
-            await ours.preflight(what)
-        assert caught.value.error == why
-        with pytest.raises(Reverted):
             await ours.prepare(what, 0)
+        assert caught.value.error == why
 
 
 async def test_the_channel_of_another_provider_is_not_ours_to_claim(chain: LocalChain, client: Client) -> None:
@@ -369,7 +367,6 @@ async def test_a_wrong_estimate_neither_starves_a_claim_nor_feeds_anybody(
 async def test_a_wallet_without_money_for_gas_is_told_so(chain: LocalChain, client: Client) -> None:
     poor = Signer("0x" + "42" * 32)
     ours = claimer(client, [chain.url("a")], signer=poor)
-    assert await ours.gas_money() == 0
     channel_id = chain.open(provider=poor.address)
     with pytest.raises(NotTaken) as caught:
         await sent(ours, voucher(channel_id, DOLLAR))

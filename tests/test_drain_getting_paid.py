@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from goosestack.drain.signing import Signer
+from goosestack.agents import CLOSES_PER_HOUR
+from goosestack.drain.signing import Signer, checksum_address
 from goosestack.drain.vouchers import Domain
 from tests.asking import Reply, ask, chat, directed
 from tests.chain.control import DOLLAR, Failed, LocalChain
@@ -159,7 +161,7 @@ def test_a_claim_that_reverts_in_its_block_leaves_the_voucher_pending(
     chain.mine(DEPTH + 1)
     until(lambda: claim(market) == [] and claims(dave)[0]["status"] == "failed", "the claim to fail")
     until(lambda: claim(market) == [] and dave.row()["gone_at"], "the channel to be given up")
-    assert '"kind":"claim_lost"' in market.daemon.program.text()
+    until(lambda: '"kind":"claim_lost"' in market.daemon.program.text(), "the operator to be told")
 
 
 def test_a_daemon_that_dies_after_sending_finds_its_claim_again(folder: Path, chain: LocalChain) -> None:
@@ -177,6 +179,41 @@ def test_a_daemon_that_dies_after_sending_finds_its_claim_again(folder: Path, ch
         assert [row["status"] for row in claims(dave)] == ["confirmed"]
     finally:
         world.close()
+
+
+@pytest.mark.parametrize("do", ["stall", "mute"], ids=["before a node has it", "after a node has it"])
+def test_a_daemon_that_is_killed_while_it_sends_claims_once(folder: Path, chain: LocalChain, do: str) -> None:
+    world = open_market(folder, chain)
+    try:
+        dave = Channel.open(world, chain)
+        assert dave.buy(50_000, chat(of(500, 200))).status == 200
+        sent, wallet = transactions_of(chain, PROVIDER), chain.dollars(PROVIDER.address)
+        chain.fault(do, method="eth_sendRawTransaction")
+        claiming = threading.Thread(target=asked_in_vain, args=(world,))
+        claiming.start()
+        until(lambda: "eth_sendRawTransaction" in chain.asked(), "the node to be asked")
+        until(lambda: do == "stall" or chain.claimed(dave.id), "the node to have it")
+        world.daemon.program.stop(signal.SIGKILL)
+        claiming.join()
+        chain.heal()
+        world.daemon.start()
+        claim_all(dave)
+        assert chain.dollars(PROVIDER.address) - wallet == 49_000
+        assert transactions_of(chain, PROVIDER) == sent + 1
+        assert [row["status"] for row in claims(dave)] == ["confirmed"]
+        world.check()
+    finally:
+        world.close()
+
+
+def asked_in_vain(world: World) -> None:
+    """Claim by a daemon that will not live to answer."""
+    with pytest.raises(OSError):
+        claim(world)
+
+
+def transactions_of(chain: LocalChain, who: Signer) -> int:
+    return int(chain.rpc("eth_getTransactionCount", checksum_address(who.address), "latest"), 16)
 
 
 def test_two_daemons_with_one_wallet_claim_everything_once(
@@ -262,6 +299,43 @@ def test_a_cooperative_close_pays_what_was_charged_and_ends_the_channel(
     assert chain.dollars(DAVE.address) - mine == 10 * DOLLAR - 8250
     chain.mine(DEPTH)
     assert code(dave.buy(50_000)) in ("channel_closing", "channel_not_found")
+    until(lambda: claim(market) == [] and dave.row()["gone_at"], "the close to be seen")
+    assert dave.row()["claimed"] == 8250
+    market.check()
+
+
+def test_a_channel_stays_frozen_for_a_daemon_that_was_killed_and_its_close_is_good_on_the_chain(
+    folder: Path, chain: LocalChain
+) -> None:
+    world = open_market(folder, chain)
+    try:
+        dave = Channel.open(world, chain)
+        assert dave.buy(50_000, chat(of(500, 200))).status == 200
+        wish = {"signature": "0x" + _wish(DAVE, dave.id).hex()}
+        signed = close(world, dave.id, **wish).json()
+        world.daemon.program.stop(signal.SIGKILL)
+        world.daemon.start()
+        assert code(dave.buy(50_000)) == "channel_closing"
+        assert close(world, dave.id, **wish).json() == close(world, dave.id).json() == signed
+        assert claim(world) == []
+        chain.cooperative_close(dave.id, 8250, bytes.fromhex(signed["signature"][2:]))
+        world.check()
+    finally:
+        world.close()
+
+
+def test_an_address_may_ask_for_so_many_closes_an_hour(folder: Path, chain: LocalChain) -> None:
+    world = open_market(folder, chain)
+    try:
+        dave = Channel.open(world, chain)
+        assert {close(world, b"\x01" * 32).status for _ in range(CLOSES_PER_HOUR)} == {402}
+        asked = len(chain.asked())
+        refused = close(world, dave.id)
+        assert refused.status == 429
+        assert int(refused.headers["retry-after"]) > 0
+        assert len([each for each in chain.asked()[asked:] if each == "eth_call"]) == 0
+    finally:
+        world.close()
 
 
 def test_a_close_after_a_claim_is_never_below_it(market: World, dave: Channel, chain: LocalChain) -> None:
@@ -294,14 +368,14 @@ def _wish(who: Signer, channel_id: bytes) -> bytes:
 def test_nothing_is_signed_while_a_request_is_in_flight(market: World, dave: Channel) -> None:
     start = market.upstream.mark()
     voucher = dave.voucher(500_000)
-    import threading
-
     slow = threading.Thread(
         target=spend, args=(market, voucher, chat(directed("Hello", words=40, delay_ms=50), stream=True))
     )
     slow.start()
     until(lambda: market.upstream.dispatches(start), "the request to arrive")
     assert close(market, dave.id).status == 409
+    wished = close(market, dave.id, signature="0x" + _wish(DAVE, dave.id).hex())
+    assert (wished.status, "under way" in wished.json()["error"]["message"]) == (409, True)
     slow.join()
     assert int(close(market, dave.id).json()["finalAmount"]) == dave.charged > 0
 
@@ -366,20 +440,34 @@ def test_after_a_loss_of_everything_what_was_claimed_buys_nothing_again(folder: 
 # --- the operator's view --------------------------------------------------------------------------------------
 
 
+STATS = (
+    "provider providerName chainId totalVouchers unclaimedVouchers activeChannels totalEarned claimThreshold".split()
+)
+VOUCHER = "channelId amount amountRaw nonce consumer claimed receivedAt".split()
+"""What the protocol's own provider shows; ours shows more beside."""
+
+
 def test_the_operator_sees_what_there_is_to_claim(market: World, dave: Channel) -> None:
     assert dave.buy(50_000, chat(of(500, 200))).status == 200
     stats = admin(market, "GET", "stats").json()
+    assert set(stats) >= set(STATS)
     assert stats["provider"] == "0x3C44CdDdB6a900fa2b585dd299e03d12FA4293BC"
     assert stats["unclaimedVouchers"] >= 1
     assert stats["claimThreshold"] == "1000.000000 USDC"
     assert stats["totalEarned"].endswith(" USDC")
-    found = {each["channelId"]: each for each in admin(market, "GET", "vouchers").json()["channels"]}
-    mine = found["0x" + dave.id.hex()]
+    answer = admin(market, "GET", "vouchers").json()
+    assert set(answer) == {"provider", "unclaimedCount", "channels"}
+    assert answer["unclaimedCount"] == len(answer["channels"])
+    mine = {each["channelId"]: each for each in answer["channels"]}["0x" + dave.id.hex()]
+    assert set(mine) >= set(VOUCHER)
+    assert (mine["amount"], mine["consumer"]) == ("0.050000 USDC", checksum_address(DAVE.address))
     assert (mine["amountRaw"], mine["nonce"], mine["claimed"]) == ("50000", "1", False)
     shown = {each["channelId"]: each for each in market.daemon.command("drain", "channels")}
     assert shown["0x" + dave.id.hex()]["charged"] == 8250
     assert market.daemon.command("drain", "status")["chainId"] == 137
-    assert market.daemon.command("drain", "claim", "--force")["success"] is True
+    done = market.daemon.command("drain", "claim", "--force")
+    assert set(done) >= {"success", "claimed", "transactions", "forced"}
+    assert (done["success"], done["forced"], done["claimed"]) == (True, True, len(done["transactions"]))
     claim_all(dave)
 
 

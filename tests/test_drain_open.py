@@ -133,6 +133,8 @@ def test_while_no_voucher_is_taken_the_directory_says_so(folder: Path, chain: Lo
 
         assert online() is False
         assert spend(world, voucher_header(b"\x11" * 32, 1, 1)).status == 503
+        wish = {"channelId": "0x" + "11" * 32}  # what is on its way may be a claim above what would be signed
+        assert ask(world, "POST", "/v1/close-channel", body=wish).status == 503
         chain.automine(True)
         chain.mine(DEPTH + 1)
         until(online, "the wallet to be idle")

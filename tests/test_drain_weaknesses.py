@@ -63,6 +63,10 @@ HELD: dict[str, tuple[str, ...]] = {
         "test_a_claim_that_would_fail_is_nobody_elses_trouble",
         "test_a_channel_that_no_node_answers_for_is_nobody_elses_trouble",
         "test_a_node_that_is_behind_makes_no_channel_end",
+        "test_a_claim_behind_a_transaction_that_never_comes_takes_its_place",
+        "test_a_claim_that_can_come_to_nothing_any_more_still_makes_way_for_the_others",
+        "test_a_claim_that_failed_lets_the_others_go_first",
+        "test_a_wallet_without_coins_offers_no_more_for_waiting_and_pays_as_soon_as_it_can",
     ),
     "14 more claimed than served": (
         "test_a_channel_lives_from_its_opening_to_its_end",

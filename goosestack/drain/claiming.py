@@ -2,8 +2,8 @@
 
 Whoever uses this keeps three things in this order, so that a crash loses nothing: `prepare` a transaction, write it
 down, `send` it; then ask for its `outcome` until that is final. A transaction is bytes: sending it again changes
-nothing, and one that a node forgot is simply sent again. `replace` makes a dearer one of the same nonce, of which the
-chain takes one or the other. In the end the contract has the last word: what is `claimed` in a buried block is paid.
+nothing, and one that a node forgot is simply sent again. `replace` makes a dearer one, of which the chain takes one or
+the other. In the end the contract has the last word: what is `claimed` in a buried block is paid.
 
 One nonce after the other, each brought to its end before the next: a wallet's transactions wait for each other anyway.
 """
@@ -23,6 +23,8 @@ from goosestack.errors import ChainUnknown
 
 LEAST_GAS, MOST_GAS = 200_000, 500_000
 """The bounds of a claim's gas limit, whatever a node estimates: a claim was measured at 77,000 to 115,000."""
+MOST_COUNT = 2**63 - 1
+"""No wallet ever sends as many transactions."""
 
 
 class TooDear(Exception):
@@ -131,27 +133,36 @@ class Claimer:
         """Whether no transaction of this wallet is waiting: else `claimed` may still rise by one that we forgot."""
         return await self._count("pending") == await self._count("latest")
 
-    async def gas_money(self) -> int:
-        """The wallet's balance in wei."""
-        return await self._chain.rpc.ask("eth_getBalance", (self._address, "latest"), quantity)
-
     async def prepare(self, voucher: Voucher, nonce: int) -> Transaction:
         """A signed claim, not sent. Raises Reverted where the contract would refuse it, and TooDear."""
-        return await self._make(voucher, nonce, 0, 0)
-
-    async def replace(self, voucher: Voucher, before: Transaction) -> Transaction:
-        """A dearer one of the same nonce, by an eighth at least: nodes want a tenth. Raises as `prepare` does."""
-        return await self._make(voucher, before.nonce, _dearer(before.tip), _dearer(before.max_fee))
-
-    async def _make(self, voucher: Voucher, nonce: int, least_tip: int, least_fee: int) -> Transaction:
-        # as of the latest block: as of the pending one, the transaction that is to be replaced has claimed already
+        await self.preflight(voucher)
+        # as of the latest block: the pending one may have a claim of the channel already
         estimate = await self._chain.rpc.ask("eth_estimateGas", (self._call(voucher), "latest"), quantity)
         gas = min(max(estimate * 5 // 4, LEAST_GAS), MOST_GAS)
+        tip, max_fee, expected_fee = await self._fees(0, 0)
+        return self._sign(voucher, nonce, gas, tip, max_fee, min(estimate, gas) * expected_fee)
+
+    async def replace(self, voucher: Voucher, before: Transaction) -> Transaction:
+        """A dearer one, by an eighth at least: nodes want a tenth. Raises TooDear.
+
+        Its nonce is the same, or an earlier one that has become free and for which `before` would wait forever. Whether
+        the contract would still pay is not asked: the nonce must be used up all the same, and whatever waits behind it
+        costs more than a claim that reverts.
+        """
+        nonce = min(before.nonce, await self.next_nonce())
+        tip, max_fee, expected_fee = await self._fees(_dearer(before.tip), _dearer(before.max_fee))
+        return self._sign(voucher, nonce, before.gas, tip, max_fee, before.gas * expected_fee)
+
+    async def _fees(self, least_tip: int, least_fee: int) -> tuple[int, int, int]:
+        """For a unit of gas: the tip, the most in all, and what it would be by the present base fee. Raises TooDear."""
         base_fee = (await self._chain.block("latest")).base_fee
         tip = max(await self._tip(base_fee), self._least_tip, least_tip)
         if max(base_fee + tip, least_fee) > self._most_fee:
             raise TooDear(f"{max(base_fee + tip, least_fee)} wei for a unit of gas")
         max_fee = max(min(2 * base_fee + tip, self._most_fee), least_fee)
+        return tip, max_fee, min(base_fee + tip, max_fee)
+
+    def _sign(self, voucher: Voucher, nonce: int, gas: int, tip: int, max_fee: int, expected_wei: int) -> Transaction:
         raw, digest = self._signer.sign_transaction(
             {
                 "type": 2,
@@ -165,7 +176,7 @@ class Claimer:
                 "maxPriorityFeePerGas": tip,
             }
         )
-        return Transaction(digest, raw, nonce, gas, max_fee, tip, min(estimate, gas) * min(base_fee + tip, max_fee))
+        return Transaction(digest, raw, nonce, gas, max_fee, tip, expected_wei)
 
     async def _tip(self, base_fee: int) -> int:
         try:
@@ -178,7 +189,7 @@ class Claimer:
         return {"from": self._address, "to": contract, "data": hexadecimal(_calldata(voucher))}
 
     async def _count(self, block: str) -> int:
-        return await self._chain.rpc.ask("eth_getTransactionCount", (self._address, block), quantity)
+        return await self._chain.rpc.ask("eth_getTransactionCount", (self._address, block), _read_count)
 
     # --- sending ----------------------------------------------------------------------------------------------
 
@@ -207,11 +218,13 @@ class Claimer:
     # --- afterwards -------------------------------------------------------------------------------------------
 
     async def outcome(self, nonce: int, hashes: Sequence[bytes]) -> Outcome:
-        """What became of a nonce, for which these transactions were sent. Final once `depth` blocks stand on it.
+        """What became of a claim, for which these transactions were sent, the last of them with this nonce. Final once
+        `depth` blocks stand on it.
 
         A chain that changes its mind takes a state back, until it is final.
         """
         used = await self._count("latest") > nonce  # first, so that what is in a block by now has a receipt below
+        reverted = None
         for each in hashes:
             receipt = await self._chain.rpc.ask("eth_getTransactionReceipt", (hexadecimal(each),), self._read_receipt)
             if receipt is None:
@@ -219,7 +232,11 @@ class Claimer:
             if (await self._chain.block(receipt.block)).hash != receipt.block_hash:
                 raise unknown("the receipt is of a block that is not in the chain")
             buried = (await self._chain.block("latest")).number - receipt.block >= self._chain.depth
-            return Outcome(State.CLAIMED if receipt.paid else State.REVERTED, buried, each, receipt.claimed)
+            if receipt.paid:
+                return Outcome(State.CLAIMED, buried, each, receipt.claimed)
+            reverted = Outcome(State.REVERTED, buried, each, receipt.claimed)
+        if reverted is not None:
+            return reverted
         if not used:
             return Outcome(State.PENDING)
         deep = max((await self._chain.block("latest")).number - self._chain.depth, 0)
@@ -244,6 +261,13 @@ class Claimer:
                 claimed[words[1]] = claimed.get(words[1], 0) + abi.read_number(data(log.get("data")))
         number, block_hash = quantity(receipt.get("blockNumber")), data(receipt.get("blockHash"), 32)
         return _Receipt(number, block_hash, status == 1, claimed)
+
+
+def _read_count(value: object) -> int:
+    count = quantity(value)
+    if count > MOST_COUNT:
+        raise ValueError("no wallet has sent so many transactions")
+    return count
 
 
 def _calldata(voucher: Voucher) -> bytes:

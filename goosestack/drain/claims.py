@@ -27,7 +27,7 @@ class Claim:
     voucher: Voucher
     tx_nonce: int
     transactions: tuple[Transaction, ...]
-    """All that were made for this nonce, the dearest last."""
+    """All that were made for it, the dearest last."""
     made_at: str
     """When the last of them was."""
 
@@ -58,7 +58,8 @@ def begin(tx: Tx, standing: Standing, voucher: Voucher, transaction: Transaction
 
 
 def add_transaction(tx: Tx, claim: int, transaction: Transaction, now: str) -> None:
-    """Write down a transaction that is about to be sent for a claim's nonce."""
+    """Write down a transaction that is about to be sent for a claim. Its nonce is the one that the claim has now."""
+    tx.execute("UPDATE drain_claims SET tx_nonce = ?, updated_at = ? WHERE id = ?", (transaction.nonce, now, claim))
     tx.execute(
         "INSERT INTO drain_transactions (hash, claim_id, raw, gas, max_fee, tip, made_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
         (
@@ -121,7 +122,7 @@ def fail(tx: Tx, claim: Claim, reason: str, now: str) -> None:
 
 
 def gone(tx: Tx, channel: int, now: str) -> None:
-    """The contract has the channel no more."""
+    """The contract has the channel no more, or it has expired and owes nothing."""
     tx.execute("UPDATE drain_channels SET gone_at = ? WHERE id = ?", (now, channel))
 
 

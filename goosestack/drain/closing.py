@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 
 from goosestack.drain import claims
 from goosestack.drain.paying import Provider
+from goosestack.drain.rpc import unknown
 from goosestack.drain.signing import recover
 from goosestack.errors import ChannelNotFound, CloseRefused, VoucherSignature, WrongProvider
 from goosestack.store import Store
@@ -45,6 +46,8 @@ class Closer:
         provider = self.provider
         if provider.contract.version < 2:
             raise CloseRefused(reason="this contract has no cooperative close")
+        if "wallet" in provider.troubles:  # what is on its way may be a claim above what would be signed
+            raise unknown(provider.troubles["wallet"], 30)
         channel = await provider.chain.channel(channel_id)
         if channel is None:
             raise ChannelNotFound()
@@ -60,10 +63,9 @@ class Closer:
         idle_since = None if proof is not None else _earlier(now, self.idle_s)
         final = await self.store.write(claims.freeze, provider.domain, channel, idle_since, now)
         if final is None:
-            raise CloseRefused(
-                reason=f"it must be idle for {self.idle_s} s, or the request signed by its consumer",
-                headers={"retry-after": str(max(1, self.idle_s))},
-            )
+            idle = f"it must be idle for {self.idle_s} s, or the request signed by its consumer"
+            reason = idle if proof is None else "a request or a claim of it is under way"
+            raise CloseRefused(reason=reason, headers={"retry-after": str(max(1, self.idle_s))})
         signature = provider.domain.authorize_close(provider.signer, channel_id, final)
         return Close(channel_id, final, signature)
 

@@ -13,7 +13,7 @@ from datetime import datetime
 
 from goosestack.drain import books, claims
 from goosestack.drain.books import Standing
-from goosestack.drain.claiming import Claimer, NotTaken, State, TooDear, Transaction
+from goosestack.drain.claiming import Claimer, NotTaken, State, TooDear, Transaction, Why
 from goosestack.drain.claims import Claim
 from goosestack.drain.paying import Provider
 from goosestack.drain.rpc import Reverted
@@ -23,7 +23,7 @@ from goosestack.store import Store
 BUMP_S = 60.0
 """How long a transaction waits before a dearer one replaces it."""
 REST_S = 300.0
-"""How long a channel is left alone whose claim cannot be made, or is not worth its gas."""
+"""How long a channel is left alone whose claim failed, cannot be made, or is not worth its gas."""
 UNKNOWN_S = 60.0
 """The same where nodes did not answer for it: others are not to wait for it."""
 COIN = 10**18
@@ -78,9 +78,9 @@ class Collector:
             return await self._claim_next()
 
     async def force(self) -> None:
-        """Mark every channel with something unclaimed to be claimed."""
+        """Mark every channel with something unclaimed to be claimed, but those whose close was signed: they wait."""
         for each in await self.store.read(books.open_channels, self.provider.domain):
-            if each.charged > each.claimed:
+            if each.charged > each.claimed and each.closing is None:
                 self.forced.add(each.id)
         self._rests.clear()
 
@@ -119,24 +119,33 @@ class Collector:
         else:
             self.alert("claim", what=outcome.state.value, channel="0x" + channel_id.hex())
             await self.store.write(claims.fail, claim, outcome.state.value, self.now())
+            self._rest(claim.channel)  # what is wrong with it may be so again, and others are waiting
         return True
 
     async def _send_again(self, claim: Claim) -> None:
-        """The same bytes once more, which a node may have dropped; dearer ones where they have waited long."""
+        """The same bytes once more, which a node may have dropped; dearer ones where they have waited long, whatever
+        the claim still brings: all others wait for its nonce."""
         latest = claim.transactions[-1]
-        if _seconds(self.now()) - _seconds(claim.made_at) > BUMP_S:
-            try:
-                latest = await self.claimer.replace(claim.voucher, latest)
-                await self.store.write(claims.add_transaction, claim.id, latest, self.now())
-            except (TooDear, Reverted):
-                pass  # the one that is there still brings its nonce to an end
-        await self._send(latest)
+        refused = await self._send(latest)
+        if refused in (Why.NO_GAS_MONEY, Why.NONCE_USED) or _seconds(self.now()) - _seconds(claim.made_at) <= BUMP_S:
+            return
+        try:
+            dearer = await self.claimer.replace(claim.voucher, latest)
+        except TooDear as error:
+            self.alert("claim", what=f"it waits, and gas is too dear: {error}")
+            return
+        await self.store.write(claims.add_transaction, claim.id, dearer, self.now())
+        await self._send(dearer)
 
-    async def _send(self, transaction: Transaction) -> None:
+    async def _send(self, transaction: Transaction) -> Why | None:
+        """Send it; why no node takes it, where that is so."""
         try:
             await self.claimer.send(transaction)
         except NotTaken as error:
-            self.alert("claim", what=f"{error.why.value}: {error}")
+            if error.why is not Why.NONCE_USED:  # what became of the nonce is told when it is final
+                self.alert("claim", what=f"{error.why.value}: {error}")
+            return error.why
+        return None
 
     # --- claiming ---------------------------------------------------------------------------------------------
 
@@ -168,10 +177,10 @@ class Collector:
                 await self._look_after(each, now)
             return sent
         except Reverted as error:
-            self._rest(each)
+            self._rest(each.id)
             await self._refused(each, error)
         except TooDear as error:
-            self._rest(each)
+            self._rest(each.id)
             self.alert("claim", what=f"gas is too dear: {error}")
         return None
 
@@ -187,22 +196,25 @@ class Collector:
         voucher = await self.store.read(claims.covering, each)
         if voucher is None:
             self.alert("claim", what="no voucher covers what was charged", channel="0x" + each.channel_id.hex())
-            self._rest(each)
+            self._rest(each.id)
             return None
         transaction = await self.claimer.prepare(voucher, await self.claimer.next_nonce())
         contract = self.provider.contract
         gain = contract.payout(each.charged) - contract.payout(each.claimed)
         if gain * COIN <= self.gas_factor * transaction.expected_wei * self.coin_price:
-            self._rest(each)
+            self._rest(each.id)
             return None
         await self.store.write(claims.begin, each, voucher, transaction, self.now())
         await self._send(transaction)
         return transaction.hash
 
     async def _look_after(self, each: Standing, now: int) -> None:
-        """Find out whether a channel is closed that may be."""
-        if each.closing is not None or each.expiry <= now:
-            self._rest(each)
+        """Find out whether a channel is closed that may be. One that has expired and owes nothing is of no interest any
+        more, and its consumer may have no reason to close it."""
+        if each.expiry <= now and each.charged <= each.claimed and not each.held:
+            await self._give_up(each)
+        elif each.closing is not None or each.expiry <= now:
+            self._rest(each.id)
             await self._settle_closed(each)
 
     async def _refused(self, each: Standing, error: Reverted) -> None:
@@ -219,17 +231,25 @@ class Collector:
         chain = self.provider.chain
         if await chain.buried(each.channel_id) is not None or await chain.latest(each.channel_id) is not None:
             return False
-        if (await chain.buried_block()).timestamp < int(_seconds(each.used_at)):
+        block = await chain.buried_block()
+        if block.timestamp < int(_seconds(each.used_at)):
             return False  # a node that is behind: the channel was there later
         chain.forget(each.channel_id)
-        await self.store.write(claims.gone, each.id, self.now())
+        if each.closing is not None and block.timestamp < each.expiry:  # which nothing but the signed close can do
+            await self.store.write(claims.paid, each.id, each.closing)
+        await self._give_up(each)
         if each.closing is None and each.charged > each.claimed:
             lost = each.charged - each.claimed
             self.alert("claim_lost", channel="0x" + each.channel_id.hex(), micro_usdc=lost)
         return True
 
-    def _rest(self, each: Standing) -> None:
-        self._rests[each.id] = asyncio.get_running_loop().time() + REST_S
+    async def _give_up(self, each: Standing) -> None:
+        await self.store.write(claims.gone, each.id, self.now())
+        self.forced.discard(each.id)
+        self._rests.pop(each.id, None)
+
+    def _rest(self, channel: int) -> None:
+        self._rests[channel] = asyncio.get_running_loop().time() + REST_S
 
 
 def _seconds(moment: str) -> float:

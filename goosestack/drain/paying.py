@@ -43,7 +43,7 @@ class Provider:
     clock: Callable[[], float]
     """Unix seconds."""
     troubles: dict[str, str] = field(default_factory=dict)
-    """Why no voucher is taken just now, by kind: for the operator."""
+    """Why no voucher is taken just now, by kind, which is `wallet` or `terms`: for the operator."""
     hints: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -116,10 +116,10 @@ class LocalChain:
             raise Failed("the transaction reverted")
         return dict(receipt)
 
-    def send(self, who: Signer, to: bytes, calldata: bytes) -> str:
-        """Send a transaction as somebody; its hash."""
+    def send(self, who: Signer, to: bytes, calldata: bytes, *, value: int = 0) -> str:
+        """Send a transaction as somebody, with so many wei; its hash."""
         nonce = int(self.rpc("eth_getTransactionCount", checksum_address(who.address), "pending"), 16)
-        fields = {"type": 2, "chainId": self.chain_id, "nonce": nonce, "to": checksum_address(to), "value": 0}
+        fields = {"type": 2, "chainId": self.chain_id, "nonce": nonce, "to": checksum_address(to), "value": value}
         fees = {"gas": 400_000, "maxFeePerGas": 50 * GWEI, "maxPriorityFeePerGas": GWEI}
         raw, _ = who.sign_transaction({**fields, "data": calldata, **fees})
         return str(self.rpc("eth_sendRawTransaction", "0x" + raw.hex()))

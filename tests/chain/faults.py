@@ -6,6 +6,8 @@ parameters), each optional; `times`, how often. What it does, one of:
 
     {"do": "cut"}                       close the connection without an answer
     {"do": "stall"}                     never answer
+    {"do": "drip"}                      answer a byte at a time, without end
+    {"do": "mute"}                      do what is asked, and never answer
     {"do": "status", "value": 500}      an HTTP status and no JSON-RPC
     {"do": "text", "value": "<html>"}   a body that is no JSON-RPC
     {"do": "result", "value": ...}      a lie
@@ -86,6 +88,8 @@ class Door:
                 return web.Response()
             case "stall":
                 await asyncio.Event().wait()
+            case "drip":
+                return await _drip(request)
             case "status":
                 return web.Response(status=rule["value"], text="out of order")
             case "text":
@@ -102,4 +106,14 @@ class Door:
             if error.data is not None:
                 problem["data"] = "0x" + error.data.hex()
             return web.json_response(answer | {"error": problem})
+        if rule.get("do") == "mute":
+            await asyncio.Event().wait()
         return web.json_response(answer | {"result": result})
+
+
+async def _drip(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse()
+    await response.prepare(request)
+    while True:
+        await response.write(b" ")
+        await asyncio.sleep(0.05)
