@@ -91,6 +91,12 @@ async def test_a_declined_card_may_be_told_without_the_payment_that_failed(till:
     assert getattr(caught.value, "intent", None) == {}
 
 
+async def test_with_a_customer_that_stripe_does_not_have_any_more_the_card_is_gone_too() -> None:
+    body = b'{"error": {"type": "invalid_request_error", "code": "resource_missing", "message": "no"}}'
+    async with before(http("404 Not Found", body)) as stripe:
+        assert await stripe.saved_card("cus_1") is None
+
+
 async def test_whether_a_card_is_saved_is_not_known_where_stripe_does_not_say() -> None:
     body = b'{"error": {"type": "invalid_request_error", "code": "parameter_invalid", "message": "no"}}'
     async with before(http("400 Bad Request", body)) as stripe:
