@@ -178,7 +178,12 @@ class Chain:
         self._kept.pop(channel_id, None)
 
     async def _look(self, channel_id: bytes) -> Channel | None:
-        deep, latest = await asyncio.gather(self.buried(channel_id), self.latest(channel_id))
+        both = self.buried(channel_id), self.latest(channel_id)
+        deep, latest = await asyncio.gather(*both, return_exceptions=True)  # whoever asks next joins none that fails
+        if isinstance(deep, BaseException):
+            raise deep
+        if isinstance(latest, BaseException):
+            raise latest
         if deep is None and latest is not None:  # blocks may have come since the one that counts as the latest
             self._head = None
             deep = await self.buried(channel_id)
