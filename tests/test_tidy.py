@@ -102,7 +102,7 @@ LONG_FUNCTIONS: Mapping[str, str] = {
 MOST_FUNCTION_LINES = 60
 
 PURE = frozenset(
-    """__future__ abc collections collections.abc dataclasses decimal enum json math msgspec re tomllib typing
+    """__future__ abc bisect collections collections.abc dataclasses decimal enum json math msgspec re tomllib typing
     unicodedata urllib.parse""".split()
 )
 """What a module without I/O may import beside this package."""
