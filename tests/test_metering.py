@@ -141,7 +141,7 @@ def caught_up(world: World, *sinks: str) -> None:
         found = statuses(world)
         return sum(found[sink]["lag"] + found[sink]["pending"] for sink in sinks)
 
-    until(lambda: waiting() == 0, f"{sinks} to catch up", 180)
+    until(lambda: waiting() == 0, f"{sinks} to catch up", 60)
 
 
 def settled(world: World, customer: Customer) -> int:

@@ -143,19 +143,6 @@ def test_a_price_of_the_operators_own_changes_nothing_else_of_a_model(name: str)
     assert model == replace(plain, rates=model.rates, retires=None, by_operator=True)
 
 
-def test_what_is_not_said_of_a_model_of_ones_own_is_the_safe_thing() -> None:
-    model = book("""
-        [models.house]
-        provider = "litellm"
-        context = 1000
-        input = 1
-        output = 2
-    """).find("litellm", "house")
-    assert model is not None
-    assert (model.name, model.kind, model.reasoning, model.temperature) == ("house", "chat", True, True)
-    assert (model.us_percent, model.web_search) == (100, None)
-
-
 def test_a_model_that_nobody_else_knows_can_be_sold() -> None:
     made = book("""
         [models."house/llama"]

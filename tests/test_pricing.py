@@ -274,39 +274,6 @@ def test_an_output_is_cut_to_the_last_token_that_is_paid_for() -> None:
     assert most(asked) == most(asked - 1) == 0, "whether nothing at all fits is another question"
 
 
-def test_the_order_in_which_a_book_gives_its_rates_does_not_matter() -> None:
-    rates = [PLAIN, {**PLAIN, "above": 100, "input": 9_000_000}, {**PLAIN, "from": "2027-01-01", "input": 1_000_000}]
-    assert model_of(rates[::-1]) == model_of(rates)
-
-
-def test_a_model_is_what_the_book_says_of_it() -> None:
-    said = {"name": "M", "reasoning": True, "aliases": ["n"], "retires": "2027-01-14", "web_search": 5}
-    told = model_of([PLAIN], **said, temperature=False, by_operator=True, us_percent=110)
-    assert (told.name, told.reasoning, told.aliases, told.retires, told.web_search) == (
-        "M",
-        True,
-        ("n",),
-        "2027-01-14",
-        5,
-    )
-    assert (told.temperature, told.by_operator, told.us_percent) == (False, True, 110)
-    untold = model_of([PLAIN])
-    assert (untold.name, untold.reasoning, untold.aliases, untold.retires, untold.web_search) == (
-        "m",
-        False,
-        (),
-        None,
-        None,
-    )
-    assert (untold.temperature, untold.by_operator, untold.us_percent) == (True, False, 100)
-
-
-def test_a_book_says_which_models_are_retired() -> None:
-    assert load(json.dumps({"format": 1, "generated": TODAY, "models": []})).retired == {}
-    retired = {"gpt-3": "2024-01-04"}
-    assert load(json.dumps({"format": 1, "generated": TODAY, "models": [], "retired": retired})).retired == retired
-
-
 def test_an_unknown_tier_is_charged_as_standard() -> None:
     model = model_of([PLAIN, {**PLAIN, "tier": "priority", "input": 5_000_000, "output": 20_000_000}])
     used = Usage(input=1000, output=1000)
@@ -431,12 +398,6 @@ def test_a_model_is_all_that_the_book_says_of_it() -> None:
     assert unsaid == Model("openai", "m", "m", "chat", *limits, False, (rate,), (), None, 100, None, True, False)
     assert unsaid == Model("openai", "m", "m", "chat", *limits, False, (rate,))
     assert model_of([{**PLAIN, "output": 0}], kind="embedding").rates[0].output_audio == 0
-
-
-def test_a_limit_goes_from_one_token_to_a_hundred_million() -> None:
-    assert model_of([PLAIN], max_output=1, context=100_000_000).context == 100_000_000
-    with pytest.raises(PriceError, match="context must be a number of tokens"):
-        model_of([PLAIN], context=100_000_001)
 
 
 def test_the_classes_of_tokens_are_those_of_a_rate_in_their_order() -> None:

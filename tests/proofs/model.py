@@ -399,5 +399,5 @@ PROOF = Proof(
     short={"operations": 10_000, "hypothesis steps": 400},
     full={"operations": 20_000_000, "hypothesis steps": 250_000},
     run=run,
-    limit_s=(60, 7_200),
+    limit_s=(60, 3_600),
 )
