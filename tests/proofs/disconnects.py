@@ -94,7 +94,7 @@ def drawn(attempt: Attempt, callers: list[Caller], count: int) -> Iterator[Leave
     for number, caller in zip(range(count), callers, strict=False):
         path, stream = a_wire(chance)
         directive: dict[str, Any] = {"words": chance.randrange(1, 60), "delay_ms": chance.choice((0, 0, 2, 10))}
-        if chance.random() < 0.1:
+        if chance.random() < (0.1 if attempt.full else 0.4):  # of few, enough that are worth cutting off
             directive |= chance.choice(({"hang_s": chance.uniform(0, 0.5)}, LONG))
         place = chance.choice(PLACES)
         pause: float | None = chance.choice((0, 0, chance.uniform(0, 0.1)))
