@@ -397,7 +397,8 @@ def test_a_model_is_all_that_the_book_says_of_it() -> None:
     unsaid = model_of([PLAIN])
     assert unsaid == Model("openai", "m", "m", "chat", *limits, False, (rate,), (), None, 100, None, True, False)
     assert unsaid == Model("openai", "m", "m", "chat", *limits, False, (rate,))
-    assert model_of([{**PLAIN, "output": 0}], kind="embedding").rates[0].output_audio == 0
+    (read,) = model_of([{"tier": STANDARD, "above": 0, "input": 5}], kind="embedding").rates
+    assert (read.output, read.output_audio) == (0, 0)
 
 
 def test_the_classes_of_tokens_are_those_of_a_rate_in_their_order() -> None:
@@ -424,6 +425,17 @@ def test_an_answer_may_name_a_snapshot_that_the_book_has_not_heard_of() -> None:
         assert found is not None and found.id == "gpt-4o"
     assert book.find("openai", "gpt-4o-2031-01-01") is None
     assert book.find_reported("openai", "gpt-4o-mini-tts-x") is None
+
+
+def test_an_answer_that_names_a_snapshot_of_a_price_of_its_own_means_that() -> None:
+    entry = {"provider": "openai", "kind": "chat", "context": 9, "max_input": 9, "max_output": 9, "rates": [PLAIN]}
+    book = book_of({**entry, "id": "m"}, {**entry, "id": "m-2026-01-01"})
+    found = [book.find_reported("openai", name) for name in ("m", "m-2026-01-01", "m-2026-02-02")]
+    assert [model and model.id for model in found] == ["m", "m-2026-01-01", "m"]
+
+
+def test_a_model_may_bear_a_name_twice() -> None:
+    assert model_of([PLAIN], aliases=["m", "n", "n"]).aliases == ("m", "n", "n")
 
 
 # --- a book that is wrong -------------------------------------------------------------------------------------

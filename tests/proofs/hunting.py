@@ -2,10 +2,11 @@
 
     python -m tests.proofs.hunting ORDER
 
-ORDER is a JSON file: the `module`, its `tests` (files), the mutants `wanted` by name, whether to `survey` the tests
-first (which functions each enters, and how long it takes: then a mutant meets only tests that enter its function, the
-quickest first) and where the `fates` go, one JSON line for each. The module itself, unchanged, is hunted first, in both
-ways, under the name `nothing`, for a hunt in which the tests do not pass says nothing.
+ORDER is a JSON file: the `module`, its `tests` (files), the mutants `wanted` by name, whether to `survey` the stories
+first (which functions each enters, and how long it takes: then a mutant meets only those that enter its function, the
+quickest first, and the tests that draw their examples) and where the `fates` go, one JSON line for each. The module
+itself, unchanged, is hunted first, in both ways, under the name `nothing`: where the tests do not pass, a hunt says
+nothing.
 
 A mutant of a function: the fork changes that function of the loaded module in place, so that whoever has imported it
 has the mutant. A mutant of what the module or a class says (a constant, a default) may have gone into what others made
@@ -44,7 +45,8 @@ FATES = ("survived", "found", "stillborn")
 """By the exit status of the fork."""
 NO_PROGRAM = (NameError, SyntaxError, sqlite3.OperationalError, sqlite3.ProgrammingError)
 MOST_S = 10
-"""How long a fork may take, on a processor of its own, beside three times as long as the survey took over its tests."""
+"""How long a fork may take, on a processor of its own, beside three times as long as the survey took over its stories,
+and three times this for what draws."""
 ANEW_S = 60
 """The same for one that gathers the tests itself."""
 
@@ -89,11 +91,11 @@ class Hunt(FirstFailure):
         return True
 
     def _survey(self, items: list[pytest.Item]) -> None:
-        """Which functions of the module each test enters, and how long it takes, told by a fork that runs them all."""
+        """Which functions of the module each story enters, and how long it takes, told by a fork that runs them all."""
         reader, writer = os.pipe()
 
         def run() -> int:
-            for item in items:
+            for item in (each for each in items if not draws(each)):
                 entered: set[str] = set()
                 began = time.process_time()
                 sys.setprofile(self._watch(entered))
@@ -132,15 +134,16 @@ class Hunt(FirstFailure):
         return run
 
     def _chosen(self, items: list[pytest.Item], mutant: Mutant) -> list[pytest.Item]:
-        """The tests that can tell, once they are surveyed: those that enter its function, the quickest first."""
+        """The tests that can tell, once they are surveyed: the stories that enter its function, the quickest first, and
+        whatever draws."""
         if not self.entered:
             return items
-        chosen = [item for item in items if mutant.function in self.entered[item.nodeid]]
-        return sorted(chosen, key=lambda item: self.seconds[item.nodeid])
+        chosen = [item for item in items if draws(item) or mutant.function in self.entered[item.nodeid]]
+        return sorted(chosen, key=lambda item: self.seconds.get(item.nodeid, MOST_S))
 
     def _meet(self, items: list[pytest.Item]) -> int:
         """Run tests until one fails, which ends the process; the number of the fate where none does."""
-        limit(MOST_S + round(3 * sum(self.seconds.get(item.nodeid, 0.0) for item in items)))
+        limit(MOST_S + round(3 * sum(self.seconds.get(item.nodeid, MOST_S * draws(item)) for item in items)))
         for item in items:
             self._run(item)
         return FATES.index("survived")
