@@ -1,10 +1,11 @@
 """Every branch of what holds the money is taken by the tests of its own part, whichever way it can go.
 
 Each part is a few files of the product and the test files that must take all of their branches by themselves, in their
-own process or in the daemons and programs that they start: a branch that only some far-away test happens to take is not
-covered, and no comment in the product can excuse one. Branches are those between statements, as coverage.py has them;
-what is decided within an expression, or within SQL, it does not see: for the ledger and the prices, the mutants do. The
-short form measures one small part, picked by the seed; the full form all of them.
+own process or in the daemons and programs that they start: a branch that only some far-away test happens to take, or
+only a value that hypothesis happens to draw, is not covered, and no comment in the product can excuse one. Branches are
+those between statements, as coverage.py has them; what is decided within an expression, or within SQL, it does not see:
+for the ledger and the prices, the mutants do. The short form measures one small part, picked by the seed; the full form
+all of them.
 """
 
 from __future__ import annotations
@@ -90,10 +91,12 @@ def promised() -> set[Path]:
 class Run:
     """The tests of a part in a process of their own, with everything that they start, measured."""
 
-    def __init__(self, part: Part, folder: Path, seed: int) -> None:
+    def __init__(self, part: Part, folder: Path) -> None:
         self.part, self.settings = part, folder / f"{part.name}.ini"
+        self.control = next(other for other in reversed(PARTS) if other is not part)
+        """Measured as well, because these tests do not take all of it: that must be seen."""
         self.output = folder / f"{part.name}.out"
-        files = "".join(f"\n    {path}" for path in part.paths())
+        files = "".join(f"\n    {path}" for path in [*part.paths(), *self.control.paths()])
         self.settings.write_text(
             f"[run]\nbranch = true\nparallel = true\npatch = subprocess, _exit\ndata_file = {folder / part.name}.data\n"
             f"include = {files}\n[report]\nexclude_lines = {NO_STATEMENT}\npartial_branches =\n"
@@ -123,13 +126,13 @@ class Run:
         return {str((ROOT / name).resolve()): about for name, about in files.items()}
 
 
-def carried_out(parts: list[Part], folder: Path, seed: int) -> Iterator[Run]:
+def carried_out(parts: list[Part], folder: Path) -> Iterator[Run]:
     """A run for each part, when it has ended; as many at once as there are processors."""
     waiting, running = list(parts), set[Run]()
     try:
         while waiting or running:
             while waiting and len(running) < (os.cpu_count() or 1):
-                running.add(Run(waiting.pop(0), folder, seed))
+                running.add(Run(waiting.pop(0), folder))
             for done in [each for each in running if each.process.poll() is not None]:
                 running.remove(done)
                 yield done
@@ -150,10 +153,12 @@ def run(attempt: Attempt) -> None:
         parts = [attempt.random.choice([part for part in PARTS if part.small])]
     statements, branches, covered = 0, 0, 0
     gaps: list[str] = []
-    for done in carried_out(parts, attempt.folder, attempt.seed):
+    for done in carried_out(parts, attempt.folder):
         tail = done.output.read_text(errors="replace")[-2000:]
         attempt.must(done.process.returncode == 0, f"the tests of {done.part.name} do not even pass: {tail}")
         report = done.report()
+        left = [gap for path in done.control.paths() for gap in not_taken(report[str(path)])]
+        attempt.must(bool(left), f"the tests of {done.part.name} are said to take every branch of {done.control.name}")
         for path in done.part.paths():
             about, where = report[str(path)], path.relative_to(ROOT)
             if missing := ", ".join(not_taken(about)):
