@@ -372,7 +372,7 @@ def _apply_operators(book: PriceBook, text: str) -> None:
     for name, raw in models.items():
         _apply_model(book, name, raw)
     for name, target in aliases.items():
-        if not isinstance(target, str) or not book.providers_of(target):
+        if not book.providers_of(target):
             raise PriceError(f"prices.toml: the alias {name} names {target!r}, which has no price")
         book.aliases[name] = target
 

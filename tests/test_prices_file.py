@@ -204,6 +204,19 @@ def test_a_model_can_be_sold_by_another_provider_at_the_books_price() -> None:
     assert set(made.providers_of("gpt-4o")) == {"openai", "litellm"}
 
 
+def test_what_is_said_of_a_model_by_another_of_its_names_is_said_of_the_same_providers() -> None:
+    made = book("""
+        [models."gpt-4o"]
+        provider = "litellm"
+        max_output = 1000
+        [models."gpt-4o-2024-08-06"]
+        provider = "litellm"
+        max_input = 5000
+    """)
+    model = made.find("litellm", "gpt-4o")
+    assert model is not None and (model.max_input, model.max_output) == (5000, 1000)
+
+
 def test_names_of_ones_own_and_an_order_of_providers() -> None:
     made = book("""
         prefer = ["openrouter", "anthropic"]
@@ -315,6 +328,7 @@ MISTAKES = {
         '[models.x]\nprovider = "openai"\ninput = 1\noutput = 1',
         "openai/x: context must be a number of tokens",
     ),
+    "a new model without prices": ('[models.x]\nprovider = "openai"\ncontext = 9', "openai/x has no price for its input"),
     "a kind that is none": (f'{GPT}input = 1\noutput = 1\nkind = "image"', "kind must be chat or embedding"),
     "a name that is a number": (f"{GPT}input = 1\noutput = 1\nname = 5", "name must be a text"),
     "names as one text": (f'{GPT}input = 1\noutput = 1\naliases = "x"', "aliases must be a list"),

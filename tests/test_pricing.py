@@ -495,6 +495,8 @@ def test_two_models_of_one_name_are_refused() -> None:
     entry = {"provider": "openai", "kind": "chat", "context": 9, "max_input": 9, "max_output": 9, "rates": [PLAIN]}
     with pytest.raises(PriceError, match="b names both a and b"):
         book_of({**entry, "id": "a", "aliases": ["b"]}, {**entry, "id": "b"})
+    with pytest.raises(PriceError, match="c names both a and c"):  # by the first of its names
+        book_of({**entry, "id": "a", "aliases": ["b", "c"]}, {**entry, "id": "c", "aliases": ["b"]})
 
 
 def test_a_book_of_another_format_is_refused() -> None:
