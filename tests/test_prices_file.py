@@ -328,7 +328,7 @@ MISTAKES = {
         '[models.x]\nprovider = "openai"\ninput = 1\noutput = 1',
         "openai/x: context must be a number of tokens",
     ),
-    "a new model without prices": ('[models.x]\nprovider = "openai"\ncontext = 9', "openai/x has no price for its input"),
+    "a new model without prices": ('[models.x]\nprovider = "openai"\ncontext = 9', "openai/x has no price for its"),
     "a kind that is none": (f'{GPT}input = 1\noutput = 1\nkind = "image"', "kind must be chat or embedding"),
     "a name that is a number": (f"{GPT}input = 1\noutput = 1\nname = 5", "name must be a text"),
     "names as one text": (f'{GPT}input = 1\noutput = 1\naliases = "x"', "aliases must be a list"),
