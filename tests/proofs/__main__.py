@@ -76,15 +76,16 @@ def again(proof: Proof, attempt: Attempt) -> str:
 
 
 def scorecard(scores: list[Score]) -> str:
-    """A Markdown table, as the README has it."""
-    lines = ["| proof | claim | target | reached | held | time |", "|---|---|---|---|---|---|"]
+    """A Markdown table: what each was to reach in this form, and has."""
+    lines = ["| proof | claim | to reach | reached | held | seed | time |", "|---|---|---|---|---|---|---|"]
     for score in scores:
         cells = (
             f"`{score.proof.name}`",
             score.proof.claim,
-            words(score.proof.full),
+            words(score.attempt.goal),
             words(score.attempt.reached),
             "yes" if score.story is None else "REFUTED",
+            str(score.attempt.seed),
             f"{score.seconds:,.0f} s",
         )
         lines.append("| " + " | ".join(cells) + " |")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from types import FrameType
+
+AGAIN_S = 5.0
+"""How often a proof that is late is told so: what it was doing may have caught that."""
 
 
 class Refuted(AssertionError):
@@ -46,7 +50,7 @@ class Attempt:
     reached: Counter[str] = field(init=False, default_factory=Counter)
     met: Counter[str] = field(init=False, default_factory=Counter)
     figures: list[str] = field(init=False, default_factory=list)
-    _awaited: set[str] = field(init=False, default_factory=set)
+    _awaited: dict[str, int] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.random = Random(self.seed)
@@ -56,9 +60,9 @@ class Attempt:
         assert what in self.goal, f"{what!r} is no goal of this proof"
         self.reached[what] += times
 
-    def expect(self, *dangers: str) -> None:
-        """The attempt is void unless each of these is met before its end."""
-        self._awaited.update(dangers)
+    def expect(self, *dangers: str, times: int = 1) -> None:
+        """The attempt is void unless each of these is met before its end, so many times."""
+        self._awaited.update(dict.fromkeys(dangers, times))
 
     def meet(self, danger: str, times: int = 1) -> None:
         """A danger was really there: a fault that was injected and hit, a kill in a recovery."""
@@ -77,8 +81,12 @@ class Attempt:
         """Raises `Refuted` for an attempt that stopped short of its goals or met too little."""
         for what, target in self.goal.items():
             self.must(self.reached[what] >= target, f"{self.reached[what]:,} of {target:,} {what}: too few to prove it")
-        missed = sorted(danger for danger in self._awaited if self.met[danger] == 0)
-        self.must(not missed, f"nothing was proved, for this was never met: {', '.join(missed)}")
+        missed = [
+            f"{danger} ({self.met[danger]:,} of {times:,} times)" if self.met[danger] else danger
+            for danger, times in sorted(self._awaited.items())
+            if self.met[danger] < times
+        ]
+        self.must(not missed, f"nothing was proved, for this was not met: {', '.join(missed)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +102,8 @@ class Score:
 def attempted(proof: Proof, attempt: Attempt) -> Score:
     """Carry a proof out, within its time.
 
-    Only what refutes it is caught; any other exception is a fault of the proof and ends the run.
+    Only what refutes it is caught: `Refuted`, or an assertion in what it shares with the tests. Any other exception is
+    a fault of the proof and ends the run.
     """
     began = time.monotonic()
     story = None
@@ -104,20 +113,29 @@ def attempted(proof: Proof, attempt: Attempt) -> Score:
         attempt.conclude()
     except Refuted as refuted:
         story = str(refuted)
+    except AssertionError as error:
+        story = "".join(traceback.format_exception(error)).strip()
     return Score(proof, attempt, time.monotonic() - began, story)
 
 
 @contextmanager
 def at_most(seconds: int) -> Iterator[None]:
-    """Raises `Refuted` in the main thread when the time is up: a proof that hangs has found something."""
+    """Raises `Refuted` in the main thread when the time is up, and again where that is caught: a proof that hangs has
+    found something."""
+    late = Refuted(f"not done within {seconds} s")
+    raised = False
 
     def up(_number: int, _frame: FrameType | None) -> None:
-        raise Refuted(f"not done within {seconds} s")
+        nonlocal raised
+        raised = True
+        raise late
 
     before = signal.signal(signal.SIGALRM, up)
-    signal.alarm(seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN_S)
     try:
         yield
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+    if raised:
+        raise late
