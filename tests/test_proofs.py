@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.proofs import recording
 from tests.proofs.catalogue import PROOFS
 from tests.proofs.proof import Attempt, Proof, attempted
 
+STRACE = pytest.mark.skipif(not recording.installed(), reason="strace is not installed; scripts/prove installs it")
+MARKS = {"power-loss": [STRACE]}
 
-@pytest.mark.parametrize("proof", PROOFS, ids=lambda proof: proof.name)
+
+@pytest.mark.parametrize("proof", [pytest.param(each, id=each.name, marks=MARKS.get(each.name, ())) for each in PROOFS])
 def test_a_promise_holds(proof: Proof, folder: Path) -> None:
     attempt = Attempt(secrets.randbits(32), proof.short, folder, full=False)
     print(f"scripts/prove --only {proof.name} --seed {attempt.seed}")

@@ -6,7 +6,7 @@ ORDER is a JSON file: the `module`, its `tests` (files), the mutants `wanted` by
 first (which functions each enters, and how long it takes: then a mutant meets only those that enter its function, the
 quickest first, and the tests that draw their examples) and where the `fates` go, one JSON line for each. The module
 itself, unchanged, is hunted first, in both ways, under the name `nothing`: where the tests do not pass, a hunt says
-nothing.
+nothing. Without a survey it does not meet all of them, but, under that name, each that has found a mutant.
 
 A mutant of a function: the fork changes that function of the loaded module in place, so that whoever has imported it
 has the mutant. A mutant of what the module or a class says (a constant, a default) may have gone into what others made
@@ -30,6 +30,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType, FunctionType, ModuleType
@@ -54,6 +55,9 @@ ANEW_S = 60
 class FirstFailure:
     """A pytest plugin: the first failure of a test ends the process, and says the fate of its mutant."""
 
+    def tell(self, item: pytest.Item) -> None:
+        """Which test that is, before the process ends."""
+
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """What draws many examples comes last: a story is told in a thousandth of the time."""
@@ -64,6 +68,7 @@ class FirstFailure:
         """Which is not described at length: that takes longer than the test."""
         if call.excinfo is not None and not isinstance(call.excinfo.value, pytest.skip.Exception):
             print(item.nodeid, repr(call.excinfo.value)[:200], flush=True)
+            self.tell(item)
             broken = any(isinstance(error, NO_PROGRAM) for error in leaves(call.excinfo.value))
             os._exit(FATES.index("stillborn" if broken else "found"))
 
@@ -75,6 +80,10 @@ class Hunt(FirstFailure):
         self.order = order
         self.mutants = mutants
         self.note = note
+        self.told = os.pipe()
+        os.set_blocking(self.told[0], False)
+        self.sound: set[str] = set()
+        """The tests that the module itself, unchanged, has met."""
         self.entered: dict[str, set[str]] = {}
         self.seconds: dict[str, float] = {}
 
@@ -83,12 +92,25 @@ class Hunt(FirstFailure):
         self.module = importlib.import_module(f"goosestack.{self.order['module']}")
         if self.order["survey"]:
             self._survey(session.items)
-        stories = [item for item in session.items if item.path == session.items[0].path and not draws(item)]
-        unchanged = session.items if self.order["survey"] else stories
-        self.note(NOTHING, fate(lambda: self._meet(unchanged)))
+            self.note(NOTHING, fate(partial(self._meet, session.items)))
+            self.sound.update(item.nodeid for item in session.items)
         for mutant in self.mutants:
             self.note(mutant.name, fate(self._hunted(session.items, mutant)))
+            self._make_sure_of(session.items)
         return True
+
+    def tell(self, item: pytest.Item) -> None:
+        """Of the fork, to whom it was forked from."""
+        os.write(self.told[1], f"{item.nodeid}\n".encode())
+
+    def _make_sure_of(self, items: list[pytest.Item]) -> None:
+        """Let the module itself, unchanged, meet the test that has just failed, once: it must pass."""
+        with suppress(BlockingIOError):  # nothing was told
+            failed = set(os.read(self.told[0], 1 << 16).decode().splitlines()) - self.sound
+            for item in items:
+                if item.nodeid in failed:
+                    self.note(NOTHING, fate(partial(self._meet, [item])))
+            self.sound |= failed
 
     def _survey(self, items: list[pytest.Item]) -> None:
         """Which functions of the module each story enters, and how long it takes, told by a fork that runs them all."""
@@ -185,7 +207,8 @@ def fork(run: Callable[[], int]) -> int:
 def fate(run: Callable[[], int]) -> str:
     """That of the mutant whose fork ends with the number that `run` gives."""
     _, status = os.waitpid(fork(run), 0)
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
+    if os.WIFSIGNALED(status):
+        assert os.WTERMSIG(status) == signal.SIGXCPU, f"a fork was ended by signal {os.WTERMSIG(status)}"
         return "hung"
     return FATES[os.waitstatus_to_exitcode(status)]
 

@@ -1,9 +1,9 @@
 """A mistake in the ledger or the prices is found: any small change to either makes some test of them fail.
 
 Every mutant (see `mutations`) meets the tests of its module, in a fork of a process that has gathered them (`hunting`).
-One that survives must stand in `survivors.toml` with the reason why no test could find it, and nothing may stand there
-that is found, or is no mutant any more. A survivor counts against the score also where it is explained. Mutants that
-are no program (SQL that cannot be read, a name that is not there) count for nothing.
+One that survives, or only hangs, must stand in `survivors.toml` with the reason why no test could find it, and nothing
+may stand there that is found, or is no mutant any more. It counts against the score also where it is explained. Mutants
+that are no program (SQL that cannot be read, a name that is not there) count for nothing.
 
 The short form hunts a few of one module, picked by the seed among those of its functions that are not explained.
 """
@@ -89,18 +89,18 @@ def run(attempt: Attempt) -> None:
             candidates = [each.name for each in mutants if each.function and each.name not in reasons[module]]
             wanted = attempt.random.sample(candidates, attempt.goal["mutants"])
         fates = hunt(module, wanted, attempt)
-        survivors = {name for name, fate in fates.items() if fate == "survived"}
+        survivors = {name for name, fate in fates.items() if fate in ("survived", "hung")}
         alive = sorted(survivors - set(reasons[module]))
         attempt.must(not alive, f"no test of {module} finds, and nothing explains: {'; '.join(alive)}")
         stale = sorted((set(reasons[module]) & set(fates)) - survivors)
         attempt.must(not stale, f"survivors.toml explains why {module} has what is found: {'; '.join(stale)}")
         score = Counter(fates.values())
         total += score
-        found, programs = score["found"] + score["hung"], len(fates) - score["stillborn"]
+        found, programs = score["found"], len(fates) - score["stillborn"]
         percents.append(100 * found // max(1, programs))
         attempt.figure(
             f"{module}: {found:,} of {programs:,} mutants found ({100 * found / max(1, programs):.1f} %),"
-            f" {score['hung']} of which hung; {score['stillborn']} more are no program"
+            f" {score['hung']} hung; {score['stillborn']} more are no program"
         )
     attempt.expect("mutant that is found")
     attempt.meet("mutant that is found", total["found"])
