@@ -33,7 +33,7 @@ from goosestack.wire import mobile_chat
 from tests.asking import directed
 from tests.project import Project
 from tests.proofs.__main__ import words as in_words
-from tests.proofs.catalogue import OPEN, PROOFS
+from tests.proofs.catalogue import PROOFS
 from tests.test_tidy import LAYERS
 from tests.world import OPENAI_KEY, World, bare_environment, until
 
@@ -150,7 +150,7 @@ def test_the_table_of_routes_is_what_the_application_serves() -> None:
 
 def test_the_table_of_proofs_is_what_there_is_to_prove() -> None:
     told = [(names(row[0])[0], row[1], row[2]) for row in rows("proof")]
-    assert told == [(proof.name, proof.claim, in_words(proof.full)) for proof in (*PROOFS, *OPEN)]
+    assert told == [(proof.name, proof.claim, in_words(proof.full)) for proof in PROOFS]
 
 
 def test_the_table_of_headers_is_what_browsers_may_see() -> None:

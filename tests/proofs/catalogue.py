@@ -39,7 +39,6 @@ PROOFS: tuple[Proof, ...] = (
     backups.PROOF,
     soak.PROOF,
     canaries.PROOF,
+    branches.PROOF,
+    mutants.PROOF,
 )
-
-OPEN: tuple[Proof, ...] = (branches.PROOF, mutants.PROOF)
-"""What does not hold yet, to its full target: carried out where it is named, no part of the suite."""
