@@ -1,48 +1,26 @@
-"""The operator's verbs: called over a Unix socket where a daemon runs, on the file itself where none does.
-
-While a daemon runs it is the only writer, so the command line asks it. The socket lies beside the database, for its
-owner alone; a request is one line of JSON, `{"verb", "args"}`, and so is the answer, `{"answer"}` or `{"error"}`.
-"""
+"""The operator's verbs, on the daemon's store or on the file itself; how they are asked for is `control`'s affair."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-import os
-import time
 import unicodedata
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from goosestack import accounts, allowance, inbox, ledger, outbox, plans as planning
+from goosestack import accounts, allowance, control, inbox, ledger, outbox, plans as planning
 from goosestack.cashier import Cashier, CashierError, Unreachable
-from goosestack.errors import ChainUnknown, Refusal, StoreUnavailable
+from goosestack.control import Answer, NotNow, VerbError
+from goosestack.errors import ChainUnknown, StoreUnavailable
 from goosestack.gateway import Gateway
 from goosestack.plans import Plans
 from goosestack.store import Store, Tx, backup as copies
-from goosestack.store.sqlite import InUse, Lock, SqliteStore, refuse_if_exposed
-
-Answer = Any
-_MOST_LINE = 64 * 1024
-_PATIENCE_S = 5.0
-
-PAGE = 500
-"""Rows of one answer: what lists goes on after the last of them, so that no answer holds up the daemon."""
+from goosestack.store.sqlite import SqliteStore
 
 MOST_NAME = 100
 """Characters of a key's name, as the API has it."""
 
 _MOST_TEXT = 500
-
-
-class VerbError(Exception):
-    """A verb could not be done; the text says why."""
-
-
-class NotNow(VerbError):
-    """It could not be done just now: what is in the way passes by itself."""
 
 
 class Channels(Protocol):
@@ -277,7 +255,7 @@ def _list_users(tx: Tx, after: str) -> Answer:
     rows = tx.execute(
         "SELECT u.id, u.email, u.pro_until, c.balance_cents, u.created_at FROM users u"
         " JOIN credits c ON c.user_id = u.id WHERE u.id > ? ORDER BY u.id LIMIT ?",
-        (after, PAGE),
+        (after, control.PAGE),
     )
     return [dict(zip(("id", "email", "pro_until", "balance_cents", "created_at"), row, strict=True)) for row in rows]
 
@@ -287,7 +265,7 @@ def _list_keys(tx: Tx, user: str | None, after: str) -> Answer:
     rows = tx.execute(
         "SELECT id, key_prefix, name, revoked, created_at, user_id FROM api_keys"
         " WHERE id > ? AND (? IS NULL OR user_id = ?) ORDER BY id LIMIT ?",
-        (after, user_id, user_id, PAGE),
+        (after, user_id, user_id, control.PAGE),
     )
     names = ("id", "prefix", "name", "revoked", "created_at", "user_id")
     return [dict(zip(names, (*row[:3], bool(row[3]), *row[4:]), strict=True)) for row in rows]
@@ -335,64 +313,15 @@ def _meters_status(tx: Tx, letters: int, now: str, on: Collection[str]) -> Answe
     return [{**sink, "dead": outbox.dead_letters(tx, sink["sink"], letters)} for sink in outbox.status(tx, now, on)]
 
 
-# --- over the socket, or on the file --------------------------------------------------------------------------
+# --- on the file itself ---------------------------------------------------------------------------------------
 
 
-def socket_path(database: Path) -> Path:
-    """The socket beside a database."""
-    return database.with_name(database.name + ".sock")
+async def call(database: Path, verb: str, args: Mapping[str, Any], now: Callable[[], str]) -> Answer:
+    """Run a verb that needs neither plans nor Stripe, wherever it is to be run; see `control.call`."""
+    return await control.call(database, verb, args, lambda: on_file(database, verb, args, now))
 
 
-def _reachable(path: Path) -> tuple[str, int | None]:
-    """A name of the socket that is short enough for the kernel, and a descriptor to close after using it."""
-    if len(os.fsencode(path)) < 100:
-        return str(path), None
-    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    return f"/proc/self/fd/{folder}/{path.name}", folder
-
-
-async def listen(admin: Admin, database: Path) -> asyncio.Server:
-    """Take verbs at the database's socket until the server is closed. The caller holds the database's lock."""
-    socket_path(database).unlink(missing_ok=True)
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            line = await reader.readline()
-            reply = await _reply(admin, line)
-            writer.write(json.dumps(reply).encode() + b"\n")
-            await writer.drain()
-        except (ConnectionError, ValueError):
-            pass
-        finally:
-            writer.close()
-
-    name, folder = _reachable(socket_path(database))
-    try:
-        server = await asyncio.start_unix_server(serve, name, limit=_MOST_LINE)
-    finally:
-        if folder is not None:
-            os.close(folder)
-    os.chmod(socket_path(database), 0o600)
-    return server
-
-
-async def _reply(admin: Admin, line: bytes) -> dict[str, Answer]:
-    try:
-        asked = json.loads(line)
-        return {"answer": await admin.call(asked["verb"], asked["args"])}
-    except VerbError as error:
-        return {"error": str(error), "passes": isinstance(error, NotNow)}
-    except (ValueError, KeyError, TypeError) as error:
-        return {"error": f"not a verb that can be run: {type(error).__name__}"}
-
-
-def _refuse_unusable(database: Path, verb: str) -> None:
-    if verb != "user_create" and not database.exists():
-        raise Refusal(f"there is no database at {database}")
-    refuse_if_exposed(database)
-
-
-async def call(
+async def on_file(
     database: Path,
     verb: str,
     args: Mapping[str, Any],
@@ -401,62 +330,20 @@ async def call(
     cashier: Callable[[Store], Cashier | None] = lambda store: None,
     sinks: Collection[str] = (),
 ) -> Answer:
-    """Run a verb, in the daemon where one runs, by the daemon's plans; else by those that are given, or the default
-    ones. Raises VerbError, or Refusal where the database is out of reach.
+    """Run a verb where no daemon runs; the caller holds the database's lock. Raises VerbError, or Refusal.
 
-    Only a first user makes a database: any other verb on a path without one was mistyped. `cashier` makes what asks
-    Stripe, and `sinks` says which are on, where no daemon does."""
-    _refuse_unusable(database, verb)
-    deadline = time.monotonic() + _PATIENCE_S
-    while True:
-        try:
-            lock = Lock(database)
-        except InUse as refusal:
-            try:
-                return await _ask_daemon(database, verb, args)
-            except (OSError, asyncio.IncompleteReadError):
-                if time.monotonic() > deadline:
-                    raise refusal from None
-                await asyncio.sleep(0.05)  # another command holds the file, or the daemon is just starting
-        else:
-            break
+    `plans` are the default ones where there are none, `cashier` makes what asks Stripe, and `sinks` says which are on.
+    """
+    store = SqliteStore(database, readers=1)
     try:
-        store = SqliteStore(database, readers=1)
+        asking = cashier(store)
         try:
-            asking = cashier(store)
-            try:
-                return await Admin(store, now, plans, cashier=asking, sinks=sinks).call(verb, args)
-            finally:
-                if asking is not None:
-                    await asking.till.close()
+            return await Admin(store, now, plans, cashier=asking, sinks=sinks).call(verb, args)
         finally:
-            await store.close()
+            if asking is not None:
+                await asking.till.close()
     finally:
-        lock.release()
-
-
-async def _ask_daemon(database: Path, verb: str, args: Mapping[str, Any]) -> Answer:
-    asked = json.dumps({"verb": verb, "args": dict(args)}).encode() + b"\n"
-    if len(asked) > _MOST_LINE:
-        raise VerbError(f"what is asked is too long: at most {_MOST_LINE} bytes")
-    name, folder = _reachable(socket_path(database))
-    try:
-        reader, writer = await asyncio.open_unix_connection(name)
-    finally:
-        if folder is not None:
-            os.close(folder)
-    try:
-        writer.write(asked)
-        await writer.drain()
-        line = await reader.read()  # all there is: an answer may be longer than a line that a reader would take
-    finally:
-        writer.close()
-    if not line.endswith(b"\n"):
-        raise asyncio.IncompleteReadError(line, None)
-    reply = json.loads(line)
-    if "error" in reply:
-        raise (NotNow if reply.get("passes") else VerbError)(reply["error"])
-    return reply["answer"]
+        await store.close()
 
 
 # --- backup and restore ---------------------------------------------------------------------------------------

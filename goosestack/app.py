@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Route
 
-from goosestack import __version__, admin, inbox, ledger, plans as planning, subscriptions, wiring
+from goosestack import __version__, admin, control, inbox, ledger, plans as planning, subscriptions, wiring
 from goosestack.api import Api, Health, limited
 from goosestack.auth import Identifier, Keys
 from goosestack.billing import Billing
@@ -343,7 +343,7 @@ async def _beside(parts: Parts) -> AsyncIterator[None]:
     operator = admin.Admin(
         parts.store, utc_now, parts.plans, parts.gateway, parts.cashier, parts.agents, sinks=parts.config.meters
     )
-    server = await admin.listen(operator, parts.config.db_path)
+    server = await control.listen(operator.call, parts.config.db_path)
     try:
         yield
     finally:
@@ -353,7 +353,7 @@ async def _beside(parts: Parts) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
         server.close()
         await server.wait_closed()
-        admin.socket_path(parts.config.db_path).unlink(missing_ok=True)
+        control.socket_path(parts.config.db_path).unlink(missing_ok=True)
 
 
 async def open_books(store: SqliteStore, log: Log) -> int:

@@ -2,6 +2,8 @@
 
 Exit codes: 0 done; 1 the verb was refused or something is wrong; 75 something is in use or out of reach, try again; 78
 the configuration or the database does not allow a start, and will not by itself.
+
+What only some commands need they import themselves: one that asks a daemon is back in a third of the time.
 """
 
 from __future__ import annotations
@@ -18,28 +20,18 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import uvloop
 
-from goosestack import (
-    __version__,
-    accounts,
-    admin,
-    app,
-    config as settings,
-    pricing,
-    server,
-    tokenizer,
-    upstream,
-    wiring,
-)
-from goosestack.cashier import Cashier
+from goosestack import __version__, config as settings, control
 from goosestack.config import Config
 from goosestack.errors import NotYet, Refusal
-from goosestack.plans import Plans
-from goosestack.store import Store
+
+if TYPE_CHECKING:
+    from goosestack.cashier import Cashier
+    from goosestack.plans import Plans
+    from goosestack.store import Store
 
 EXIT_REFUSED = 78
 EXIT_NOT_YET = 75
@@ -79,6 +71,8 @@ def _refusals() -> Iterator[None]:
 )
 def serve(demo: bool) -> None:
     """Run the gateway."""
+    import uvloop
+
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # its memory has every key in it: a crash must not write that down
     config = load()
     with _refusals(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -86,6 +80,8 @@ def serve(demo: bool) -> None:
 
 
 async def _serve(config: Config, ready: Callable[[str], None]) -> None:
+    from goosestack import app, server
+
     with server.bind(config.host, config.port) as sock:
         async with app.running(config) as parts:
             await server.serve(sock, parts, ready)
@@ -125,6 +121,7 @@ async def _demo_till(config: Config) -> AsyncIterator[tuple[dict[str, Any], Call
     if importlib.util.find_spec("stripe") is None:
         yield {"stripe_secret_key": None}, lambda url: None
         return
+    from goosestack import accounts
     from goosestack.demo import stripe
 
     key, secret = f"sk_test_{accounts.new_id('')}", f"whsec_{accounts.new_id('')}"
@@ -157,6 +154,8 @@ async def _demo_upstream(demo: Any) -> AsyncIterator[int]:
 
 
 async def _fund_demo(config: Config) -> Mapping[str, Any]:
+    from goosestack import admin, app
+
     async def call(verb: str, **args: object) -> Any:
         return await admin.call(config.db_path, verb, args, app.utc_now)
 
@@ -244,6 +243,8 @@ def show_config(as_json: bool) -> None:
 @JSON
 def prices(model: str | None, as_json: bool) -> None:
     """What is sold, by which provider, at which price (dollars per million tokens, markup included)."""
+    from goosestack import app, pricing, upstream, wiring
+
     config = load()
     with _refusals():
         book = wiring.load_prices(config)
@@ -269,6 +270,8 @@ def tokenizer_group() -> None:
 @JSON
 def tokenizer_install(file: Path | None, as_json: bool) -> None:
     """Install ranks from FILE (o200k_base or cl100k_base), or, without one, download both. Verified by SHA-256."""
+    from goosestack import tokenizer
+
     config = load()
     folder = settings.tokenizer_folder(config)
     with _refusals():
@@ -311,23 +314,30 @@ def ask_all(verb: str, **args: object) -> Iterator[Any]:
     while True:
         page = _asked(config, verb, {**args, "after": after})
         yield from page
-        if len(page) < admin.PAGE:
+        if len(page) < control.PAGE:
             return
         after = page[-1]["id"]
 
 
 def _asked(config: Config, verb: str, args: Mapping[str, object]) -> Any:
-    def cashier(store: Store) -> Cashier | None:
-        till = wiring.till_of(config) if verb in ("stripe_reconcile", "stripe_setup") else None
-        return None if till is None else wiring.cashier_of(config, _plans(config), store, till, app.utc_now, _say_alert)
+    async def on_file() -> Any:
+        from goosestack import admin, app, wiring
+
+        def cashier(store: Store) -> Cashier | None:
+            till = wiring.till_of(config) if verb in ("stripe_reconcile", "stripe_setup") else None
+            if till is None:
+                return None
+            return wiring.cashier_of(config, _plans(config), store, till, app.utc_now, _say_alert)
+
+        plans = _plans(config) if verb.startswith("plan_") or verb == "check" else None
+        return await admin.on_file(config.db_path, verb, args, app.utc_now, plans, cashier, config.meters)
 
     try:
         with _refusals():
-            plans = _plans(config) if verb.startswith("plan_") or verb == "check" else None
-            return asyncio.run(admin.call(config.db_path, verb, args, app.utc_now, plans, cashier, config.meters))
-    except admin.VerbError as error:
+            return asyncio.run(control.call(config.db_path, verb, args, on_file))
+    except control.VerbError as error:
         click.echo(f"goosestack: {error}", err=True)
-        sys.exit(EXIT_NOT_YET if isinstance(error, admin.NotNow) else 1)
+        sys.exit(EXIT_NOT_YET if isinstance(error, control.NotNow) else 1)
 
 
 def _say_alert(kind: str, **facts: object) -> None:
@@ -440,6 +450,8 @@ def credit() -> None:
 @JSON
 def credit_grant(user_name: str, cents: int, note: str, ref: str | None, as_json: bool) -> None:
     """Give a user credits."""
+    from goosestack import accounts
+
     ref = ref or accounts.new_id("")  # so that it is given once, should it have to be asked for twice
     done = ask("credit_grant", user=user_name, cents=cents, note=note, ref=ref)
     _print(done, as_json, f"{done['id']} has {done['balance_cents']} cents")
@@ -505,6 +517,8 @@ def stripe_reviews(event: str | None, as_json: bool) -> None:
 
 
 def _plans(config: Config) -> Plans:
+    from goosestack import wiring
+
     return wiring.load_plans(config, wiring.load_prices(config))
 
 
@@ -524,6 +538,8 @@ def plans_list(as_json: bool = False) -> None:
     if config.db_path.exists():
         rows = ask("plan_list")
     else:
+        from goosestack import admin
+
         with _refusals():
             rows = admin.show_plans(_plans(config))
     lines = [f"{'plan':14} {'tokens/month':>14} {'a minute':>9} {'at once':>8} {'overage, cents':>15}  models"]
@@ -697,6 +713,8 @@ def check(full: bool, as_json: bool) -> None:
 @JSON
 def backup(destination: Path, keep: int | None, as_json: bool) -> None:
     """Copy the database to DESTINATION (a folder or a file), also under full load, and prove the copy."""
+    from goosestack import admin
+
     config = load()
     with _refusals(), _working("copying and proving"):
         made = admin.backup(config.db_path, destination, keep)
@@ -708,6 +726,8 @@ def backup(destination: Path, keep: int | None, as_json: bool) -> None:
 @JSON
 def restore(source: Path, as_json: bool) -> None:
     """Put a backup in the database's place, once proved; the replaced file is kept. Not while the daemon runs."""
+    from goosestack import admin
+
     config = load()
     with _refusals(), _working("proving and copying"):
         made = admin.restore(config.db_path, source)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from goosestack import __version__, admin, api, config, ledger
+from goosestack import __version__, admin, api, config, control, ledger
 from tests.asking import ask, chat, directed, opened
 from tests.shell import Operator, operator_of
 from tests.world import OPENAI_KEY, Daemon, World, bare_environment, until
@@ -184,7 +184,7 @@ def test_a_verb_that_cannot_be_done_says_why_and_ends_with_1(
 def test_users_and_keys_are_listed_to_the_last_one_however_many(folder: Path) -> None:
     world = World.create(folder)
     try:
-        shell, many = operator_of(world), 3 * admin.PAGE
+        shell, many = operator_of(world), 3 * control.PAGE
         world.daemon.program.stop()
         with closing(sqlite3.connect(world.daemon.db, isolation_level=None)) as db:
             db.execute("BEGIN")
@@ -244,6 +244,18 @@ def test_the_command_runs_as_a_process_of_its_own(folder: Path) -> None:
         )
         assert expected in done.stdout and done.stderr == ""
     assert {path.stat().st_mode & 0o077 for path in folder.iterdir()} == {0}
+
+
+def test_a_command_that_asks_a_daemon_loads_nothing_of_the_gateway(world: World) -> None:
+    """A command took a second of a processor to load what a daemon needs, and none of it to ask the one that runs."""
+    code = "import sys; from goosestack.cli import main; main(standalone_mode=False); print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "user", "create", "bob@example.com"],
+        env=world.daemon.env, cwd=world.daemon.folder, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    told, loaded = done.stdout.splitlines()
+    assert told.startswith("usr_") and "goosestack.control" in loaded.split()
+    assert not {"aiohttp", "starlette", "stripe", "goosestack.admin", "goosestack.ledger"} & set(loaded.split())
 
 
 # --- what a running daemon makes of it ------------------------------------------------------------------------

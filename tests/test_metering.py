@@ -199,7 +199,7 @@ def test_every_receiver_has_what_was_settled_whoever_is_killed_and_whatever_fail
             world.daemon.start()
         receivers.heal()
         for sink in SINKS:  # who failed a dozen times in a row is not asked again for minutes, if nobody ends the wait
-            assert world.command("meters", "retry", sink)["retried"] == 0
+            assert world.daemon.command("meters", "retry", sink)["retried"] == 0
         caught_up(world, *SINKS)
         assert all(sink["dead_letters"] == 0 and sink["pending"] == 0 for sink in statuses(world).values())
         mirrored = receivers.rows()

@@ -23,7 +23,7 @@ PRODUCT = ROOT / "goosestack"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("", "errors", "postgrest", "standard_webhooks"),
     ("config", "wire", "store", "http", "logs", "metrics", "stream", "stripe_facts"),
-    ("ledger", "notices", "plans", "pricing", "tokenizer", "demo", "facts", "till"),
+    ("control", "ledger", "notices", "plans", "pricing", "tokenizer", "demo", "facts", "till"),
     ("accounts", "allowance", "limits", "sinks", "upstream"),
     ("auth", "outbox", "payers", "payments", "plan_table", "usage"),
     ("autotopup", "bidding", "drain", "meters", "subscriptions", "supabase"),
@@ -83,7 +83,6 @@ FAMILIES: Mapping[str, tuple[tuple[str, ...], ...]] = {
 """The same inside each folder."""
 
 LONG_FILES: Mapping[str, str] = {
-    "goosestack/admin.py": "every verb of the operator, and how it is reached",
     "goosestack/cli.py": "every command, each a few lines",
     "goosestack/api.py": "the small endpoints, each a few lines",
     "goosestack/config.py": "every setting, once",

@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from goosestack.admin import VerbError
+from goosestack.control import VerbError
 from goosestack.store.sqlite import connect_read_only
 from tests.asking import Reply, ask, chat, directed, message
 from tests.forgeries import event, send, signature

@@ -20,7 +20,8 @@ from itertools import count, product
 from typing import Any
 
 from goosestack import app
-from goosestack.admin import VERBS, VerbError
+from goosestack.admin import VERBS
+from goosestack.control import VerbError
 from goosestack.wire import mobile_chat
 from tests.asking import chat, directed, message
 from tests.interruptions import (
