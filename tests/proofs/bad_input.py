@@ -18,9 +18,9 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from tests.altered_requests import mutation
 from tests.bad_input import Named, Telephone, named, raw_mutation, shouted, spoken, vouchers
 from tests.mallory import Reply, assert_error, dialect
-from tests.mutations import mutation
 from tests.proofs.proof import Attempt, Proof
 from tests.world import Customer, World
 
