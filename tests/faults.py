@@ -183,7 +183,7 @@ class Case:
     def hung_up_on(self) -> bool:
         """Whether the gateway hangs up on the upstream when its caller leaves. It does where all that was written is in
         sight: what is not streamed, or thought of before, is read to its end."""
-        return self.stream and self.wire in ("chat", "messages")
+        return self.stream and self.wire == "chat"
 
     def body(self, who: str, slow_s: float = 0) -> dict[str, Any]:
         """The request; `who` stands in its question, and an answer takes about so long."""
