@@ -5,13 +5,15 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
 LEAST = 16
 """Characters of what is looked for; the beginning of a key, which is stored to tell it apart, has fewer."""
+
+PLANTED = "a-canary-that-was-planted-0123456789"
 
 _SQLITE = b"SQLite format 3\0"
 _HEX = re.compile("0x[0-9a-f]{64}")
@@ -59,3 +61,22 @@ def found_below(folder: Path, secrets: Mapping[str, str]) -> list[str]:
         for path in written_by_a_daemon(folder)
         for secret in found_in(path.read_bytes(), names)
     ]
+
+
+Search = Callable[[Path, Mapping[str, str]], list[str]]
+
+
+def found_by_a_search(folder: Path, secrets: Mapping[str, str], search: Search = found_below) -> list[str]:
+    """The same, where a daemon has been, and a search cannot but find something: also told is that there is nothing
+    to search, or that what was planted there for the moment is not found."""
+    if folder / "daemon.out" not in written_by_a_daemon(folder):
+        return [f"a daemon has been in {folder}, and nothing that it wrote is there"]
+    scrap = folder / "planted-wal"
+    scrap.write_bytes(b"x" * 5000 + PLANTED.encode())
+    try:
+        found = search(folder, {**secrets, "what was planted": PLANTED})
+    finally:
+        scrap.unlink()
+    planted = f"what was planted is in {scrap.name}"
+    wrong = [each for each in found if each != planted]
+    return wrong if planted in found else [*wrong, f"what was planted in {folder} is not found"]

@@ -60,6 +60,20 @@ class Kind:
     status: int = 502
     """Of the answer, where nothing is relayed but an error."""
 
+    @property
+    def paced(self) -> bool:
+        """Whether a stream of it goes frame by frame up to the fault, and not all at once or not at all."""
+        fault = self.directive.get("fault")
+        begins = self.outcome in ("whole", "cut", "estimated", "believed") and fault not in AT_ONCE
+        return begins and self.directive.get("at") != 0
+
+
+AT_ONCE = frozenset(
+    """reset_before_headers close_before_headers stall_headers html empty no_content not_http two_lengths gzip_bomb
+    huge_header many_headers coalesced""".split()
+)
+"""Faults that leave nothing of an answer to go frame by frame."""
+
 
 def _outcome(fault: str) -> Kind:
     directive = {"fault": fault}
@@ -160,12 +174,24 @@ class Case:
         """Where it is asked."""
         return PATHS[self.wire]
 
+    @property
+    def lasts(self) -> bool:
+        """Whether it can be told to take its time. Late, a second answer would be the one to what is asked then."""
+        return self.stream or self.kind != "second_answer"
+
+    @property
+    def hung_up_on(self) -> bool:
+        """Whether the gateway hangs up on the upstream when its caller leaves. It does where all that was written is in
+        sight: what is not streamed, or thought of before, is read to its end."""
+        return self.stream and self.wire == "chat"
+
     def body(self, who: str, slow_s: float = 0) -> dict[str, Any]:
         """The request; `who` stands in its question, and an answer takes about so long."""
         kind = KINDS[self.kind]
         directive = {"words": WORDS, **kind.directive}
-        if slow_s and self.kind != "second_answer":  # a late one is taken for the answer to what is asked just then
-            directive |= {"delay_ms": 1000 * slow_s / WORDS} if self.stream else {"hang_s": slow_s}
+        if slow_s and self.lasts:
+            by_frames = self.stream and kind.paced
+            directive |= {"delay_ms": 1000 * slow_s / WORDS} if by_frames else {"hang_s": slow_s}
         if kind.counts is not None:
             directive["usage"] = dict(zip(COUNTS[self.wire], kind.counts, strict=True))
         text = f"{who} demo:{json.dumps(directive)}"

@@ -63,7 +63,7 @@ def dialect(path: str, headers: Mapping[str, str]) -> str:
     """In whose envelope an error belongs."""
     if "anthropic-version" in headers or path.startswith("/v1/messages"):
         return "anthropic"
-    own = path.startswith(("/v1/keys", "/v1/usage", "/v1/holds", "/v1/pricing"))
+    own = path.startswith(("/v1/keys", "/v1/usage", "/v1/holds", "/v1/pricing", "/v1/admin/"))
     own = own or not path.startswith(("/v1/", "/api/chat"))
     return "ours" if own else "openai"
 

@@ -193,10 +193,13 @@ def test_a_stream_over_http_1_0_ends_with_its_connection(mallory: Mallory) -> No
 # --- headers --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", [CHAT, MESSAGES, "/v1/usage", "/health", "/v1/nothing"])
-@pytest.mark.parametrize(
-    ("lines", "size"), [(1, 33_000), (1, 1_000_000), (100, 400), (101, 10), (20_000, 20)], ids=lambda value: str(value)
-)
+PADDED = [CHAT, MESSAGES, "/v1/usage", "/health", "/v1/nothing"]
+TOO_MUCH = [(1, 33_000), (1, 1_000_000), (100, 400), (101, 10), (20_000, 20)]
+"""So many lines, of so many bytes each."""
+
+
+@pytest.mark.parametrize("path", PADDED)
+@pytest.mark.parametrize(("lines", "size"), TOO_MUCH, ids=lambda value: str(value))
 def test_too_many_or_too_long_headers_are_refused(mallory: Mallory, path: str, lines: int, size: int) -> None:
     method = b"POST" if path in (CHAT, MESSAGES) else b"GET"
     padding = b"".join(b"X-Padding-%d: %b\r\n" % (line, b"a" * size) for line in range(lines))
@@ -204,6 +207,15 @@ def test_too_many_or_too_long_headers_are_refused(mallory: Mallory, path: str, l
     (reply,) = talk(mallory.world, begin + b"Connection: close\r\n\r\n")
     assert_error(reply, "ours" if path == "/health" else dialect(path, {}), 431)
     mallory.nothing_happened()
+
+
+@pytest.mark.parametrize("path", ["/", "/v1/models", "/v1/docs", "/v1/pricing"])
+@pytest.mark.parametrize("ranges", ["0-0", ",".join(f"{at}-{at}" for at in range(3000)), "-1", "5-2"])
+def test_a_range_of_an_answer_is_all_of_it(mallory: Mallory, path: str, ranges: str) -> None:
+    whole = mallory.ask(path, None, method="GET")
+    reply = mallory.ask(path, None, {"range": f"bytes={ranges}", "if-range": "x"}, method="GET")
+    assert (reply.status, len(reply.body)) == (whole.status, len(whole.body)) and reply.status != 206
+    assert not {"content-range", "accept-ranges"} & set(reply.headers)
 
 
 # --- content types ----------------------------------------------------------------------------------------------

@@ -54,15 +54,21 @@ def test_what_is_no_key_opens_nothing(mallory: Mallory, method: str, path: str) 
     mallory.nothing_happened()
 
 
-@pytest.mark.parametrize(("method", "path"), [route for route in ROUTES if route != ("POST", "/v1/keys")])
+KEYED_ROUTES = [route for route in ROUTES if route != ("POST", "/v1/keys")]
+"""Those that nobody may ask without a key."""
+NO_PARAMETERS = ("api_key", "key", "token", "access_token", "x-api-key", "authorization")
+NO_HEADERS = ("api-key", "x-goog-api-key", "proxy-authorization", "x-auth-token", "x-provider-key", "x-gsk-key")
+
+
+@pytest.mark.parametrize(("method", "path"), KEYED_ROUTES)
 def test_a_key_counts_in_no_other_place_than_the_two_headers(mallory: Mallory, method: str, path: str) -> None:
     key, sent = mallory.customer.key, sent_to(method, path)
-    for name in ("api_key", "key", "token", "access_token", "x-api-key", "authorization"):
+    for name in NO_PARAMETERS:
         mallory.refused(401, f"{path}?{name}={key}", sent, method=method, key=None)
         mallory.refused(401, path, sent, {"cookie": f"{name}={key}"}, method=method, key=None)
         if sent is not None:
             mallory.refused(401, path, {**sent, name: key}, method=method, key=None)
-    for header in ("api-key", "x-goog-api-key", "proxy-authorization", "x-auth-token", "x-provider-key", "x-gsk-key"):
+    for header in NO_HEADERS:
         mallory.refused(401, path, sent, {header: key}, method=method, key=None)
     mallory.nothing_happened()
 
@@ -226,16 +232,19 @@ def test_nobody_multiplies_the_rate_limit_by_making_keys(mallory: Mallory) -> No
     mallory.nothing_happened()
 
 
+NOBODYS_IDS = ["%", "key_%", "'%20OR%20'1'='1", "key_" + "0" * 32, "..", "a/b", "x" * 1000]
+
+
 def test_the_ids_of_others_keys_and_holds_are_not_found(mallory: Mallory) -> None:
     alice = mallory.world.customer(name="alice")
     body = asks(CHAT, directed("Go", words=3, delay_ms=60_000), stream=True)
     with opened(mallory.world, CHAT, key=alice.key, body=body) as stream:
         stream.readline()
         (hold,) = mallory.ask("/v1/holds", method="GET", key=alice.key).json["holds"]
-        foreign = [alice.key_id, alice.id, hold["id"], mallory.customer.id, alice.key[:12], "%", "key_%", "' OR '1'='1"]
-        for one in ["", *foreign, "key_" + "0" * 32, "..", "a/b", "x" * 1000]:
+        foreign = [alice.key_id, alice.id, hold["id"], mallory.customer.id, alice.key[:12]]
+        for one in ["", *foreign, *NOBODYS_IDS]:
             for kind in ("keys", "holds"):
-                mallory.refused(404, f"/v1/{kind}/{one.replace(' ', '%20')}", method="DELETE")
+                mallory.refused(404, f"/v1/{kind}/{one}", method="DELETE")
         assert mallory.ask("/v1/holds", method="GET").json == {"holds": []}
         assert mallory.ask("/v1/usage", method="GET").json["recent_requests"] == []
         assert len(mallory.ask("/v1/holds", method="GET", key=alice.key).json["holds"]) == 1

@@ -216,10 +216,13 @@ def test_what_is_for_the_operator_opens_to_the_token_and_to_the_machine_itself(m
     metered.nothing_happened()
 
 
+OPERATORS_PATHS = """admin admin/users admin/keys v1/admin v1/admin/claim v1/admin/credits v1/users v1/credits v1/config
+    debug docs openapi.json redoc v1/openapi.json .env .git/config goosestack.db static/../goosestack.db
+    server-status""".split()
+
+
 def test_there_is_no_way_in_for_operators_over_http(metered: Mallory) -> None:
-    paths = """admin admin/users admin/keys v1/admin v1/admin/claim v1/admin/credits v1/users v1/credits v1/config debug
-        docs openapi.json redoc v1/openapi.json .env .git/config goosestack.db static/../goosestack.db server-status"""
-    for path in paths.split():
+    for path in OPERATORS_PATHS:
         for token in (TOKEN, metered.customer.key):
             sent = {"authorization": f"Bearer {token}"}
             assert metered.ask(f"/{path}", None, sent, method="GET").status == 404

@@ -133,6 +133,15 @@ def test_a_key_that_could_split_a_header_is_not_even_read(bob: Mallory, value: b
     bob.nothing_happened()
 
 
+def test_an_own_key_that_is_named_as_a_header_of_the_connection_counts_all_the_same(bob: Mallory) -> None:
+    """A proxy in front may take such a header away; by itself, the daemon charges nobody for what a key pays."""
+    headers = {"x-provider-key": OWN_OPENAI, "connection": "x-provider-key, keep-alive"}
+    assert bob.ask(CHAT, asks(CHAT), headers).status == 401  # nobody knows this key
+    assert [credential_of(sent) for sent in bob.dispatched()] == [OWN_OPENAI]
+    (row,) = bob.world.ended_rows(bob.customer, 1)
+    assert row["charged"] == 0
+
+
 # --- where it must never be found -----------------------------------------------------------------------------
 
 FAULTS = """error_400 error_401 error_403 error_404 error_408 error_429 error_quota error_500 error_529 redirect html

@@ -136,10 +136,15 @@ def open_world(folder: Path, **settings: str) -> World:
     return World.create(folder, **{**funding(folder), **settings})
 
 
-def make_callers(world: World, users: int, keys: int) -> list[Caller]:
+PAYERS = {"credits": "alice", "allowance": "carol", "own key": "bob"}
+"""And whose names they go by."""
+
+
+def make_callers(world: World, users: int, keys: int, payers: Iterable[str] = PAYERS) -> list[Caller]:
     """So many users of each payer, each with so many keys."""
     found = []
-    for payer, name in (("credits", "alice"), ("allowance", "carol"), ("own key", "bob")):
+    for payer in payers:
+        name = PAYERS[payer]
         for number in range(users):
             cents = CENTS if payer == "credits" else 0
             customer = world.customer(cents, name=f"{name}{number}", pro=payer == "own key")

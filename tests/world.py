@@ -118,6 +118,16 @@ def bare_environment(**settings: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(Path(__file__).parent.parent), "PYTHONWARNINGS": "error", **settings}
 
 
+def secrets_of(env: Mapping[str, str]) -> dict[str, str]:
+    """What a daemon with these settings is told that must be found in nothing it writes, a name for each: out of the
+    environment, or of the credential files that it names."""
+    given = [(setting(entry), env.get(setting(entry), "")) for entry in options() if entry.metadata["secret"]]
+    if folder := env.get("CREDENTIALS_DIRECTORY"):
+        files = [(name, Path(folder, name)) for name, _ in given]
+        given += [(name, file.read_text().strip()) for name, file in files if file.is_file()]
+    return {f"{name} that ends with {value[-4:]}": value for name, value in given if len(value) >= canaries.LEAST}
+
+
 DAEMONS: list[Daemon] = []
 """Every one that a test has started: when all tests have ended, what they wrote is searched for credentials."""
 
@@ -142,6 +152,10 @@ class Daemon:
         self.env.update(settings)
         self.keys: list[str] = []
         """Of its customers."""
+        self.told = secrets_of(self.env)
+        """The operator's secrets, as of each time that it was started."""
+        self.passes = folder.is_mount()
+        """Whether its folder is a disk of its own, which goes with the test."""
         DAEMONS.append(self)
         self.program: Program
         self.url = ""
@@ -149,14 +163,13 @@ class Daemon:
 
     def begin(self) -> None:
         """Start it, and wait for nothing."""
+        self.told |= secrets_of(self.env)
         self.program = Program(["goosestack", "serve"], self.env, self.folder / "daemon.out", self.folder)
 
     @property
     def secrets(self) -> dict[str, str]:
         """What it was told and has told that must be found in nothing it writes: a name for each."""
-        names = [setting(entry) for entry in options() if entry.metadata["secret"]]
-        found = {name: self.env[name] for name in names if len(self.env.get(name, "")) >= canaries.LEAST}
-        return {**found, **{f"a customer's key {key[:12]}": key for key in self.keys}}
+        return {**self.told, **{f"a customer's key {key[:12]}": key for key in self.keys}}
 
     def start(self) -> None:
         """Start it, again where it has ended."""

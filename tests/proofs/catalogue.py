@@ -6,7 +6,6 @@ from tests.proofs import (
     backups,
     bad_input,
     branches,
-    canaries,
     clock,
     disconnects,
     disk,
@@ -18,6 +17,7 @@ from tests.proofs import (
     mutants,
     power_loss,
     soak,
+    told_secrets,
     upstream_faults,
     webhooks,
 )
@@ -38,7 +38,7 @@ PROOFS: tuple[Proof, ...] = (
     clock.PROOF,
     backups.PROOF,
     soak.PROOF,
-    canaries.PROOF,
+    told_secrets.PROOF,
     branches.PROOF,
     mutants.PROOF,
 )

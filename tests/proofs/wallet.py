@@ -18,7 +18,7 @@ from tests.world import Program, World, until
 if TYPE_CHECKING:
     from tests.chain.control import LocalChain
     from tests.channels import Channel
-    from tests.proofs.canaries import House
+    from tests.proofs.told_secrets import House
 
 WALLET = "0x5de4111afa1a4b94908f83103eb1f1706367c2e68ca870fc3fb9a804cdab365a"
 """The key of the provider on the tests' chain."""
