@@ -197,7 +197,7 @@ class Failure:
     """One loss of power: what it does to what was not synced, drawn anew for each state."""
 
     random: Random
-    met: Counter[str] = field(default_factory=Counter)
+    met: Counter[str]
 
     def strike(self, disk: Disk) -> dict[str, bytes]:
         """What is on the disk afterwards, by name."""
@@ -291,7 +291,7 @@ class Loss:
 
     def played(self, random: Random, events: list[Event], home: Path, runner: asyncio.Runner) -> Found:
         found = Found(self.hasty, self.states)
-        failure = Failure(random)
+        failure = Failure(random, found.met)
         disk, said, answered, restarts = Disk(), list[bytes](), 0, 0
         seen = set[tuple[bytes, int]]()
         times = chosen(random, events, self.states)
@@ -303,7 +303,6 @@ class Loss:
                 restarts = 0 if b"opening" in event.lines else restarts  # another life
             restarts += isinstance(event, Write) and event.name == LOG and event.offset == 0
             for _ in range(times[number]):
-                failure.met.clear()
                 left = failure.strike(disk)
                 state = digest(left)
                 if (state, answered) in seen:
@@ -314,7 +313,6 @@ class Loss:
                 found.answers += answered
                 found.losing += bool(verdict.lost)
                 found.different.add(state)
-                found.met += failure.met
                 note(found.met, disk, restarts, verdict)
                 if verdict.wrong or (verdict.lost and not self.hasty):
                     found.story = self.story(number, events, left, verdict)
