@@ -342,7 +342,9 @@ class Twin:
         return self._ask(self.model.recover, verb)
 
     def verify(self) -> None:
-        ledger.verify(self.db, ledger.check(self.db, full=False), NOW)
+        books = ledger.check(self.db, full=False)
+        assert books.wrong == [], books.wrong
+        ledger.verify(self.db, books, NOW)
 
     @staticmethod
     def _charge(cost: int, *, estimated: bool = False) -> Charge:
