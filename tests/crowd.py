@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 
 import aiohttp
@@ -10,14 +11,24 @@ import aiohttp
 from tests.mallory import CHAT
 from tests.world import Customer, World
 
+Told = tuple[int, str | None, str | None]
+"""A status, and the type and the code of the error, where it is one; the last is not in every format."""
+
 
 async def all_at_once(world: World, alice: Customer, body: bytes, count: int, path: str = CHAT) -> Counter[int]:
     """Send the same request so often; how often each status was answered, whose answer was read to its end."""
+    told = await told_at_once(world, alice, body, count, path)
+    return Counter(status for status, _, _ in told.elements())
 
-    async def ask(client: aiohttp.ClientSession) -> int:
+
+async def told_at_once(world: World, alice: Customer, body: bytes, count: int, path: str) -> Counter[Told]:
+    """The same; of refusals also what they are called."""
+
+    async def ask(client: aiohttp.ClientSession) -> Told:
         async with client.post(world.url + path, data=body, headers=headers) as answer:
-            await answer.read()
-            return answer.status
+            data = await answer.read()
+            error = {} if answer.status == 200 else json.loads(data)["error"]
+            return answer.status, error.get("type"), error.get("code")
 
     headers = {"authorization": f"Bearer {alice.key}", "content-type": "application/json"}
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:

@@ -23,6 +23,8 @@ ACCOUNTS = (("alice", "usd_cents"), ("alice", "tokens"), ("bob", "usd_cents"), (
 """Whose they are, and in which unit, of those that are open from the beginning."""
 GRAIN = {"usd_cents": 10_000_000, "usdc_micro": 1_000, "tokens": 1}
 MOST = 100_000_000_000
+MONEY = "charged, billed, cost_nanos, shortfall, settled_seq"
+"""Of a row: a `Written`."""
 
 
 class Refused(Exception):
@@ -82,9 +84,15 @@ class Due:
     posted: int = 0
 
 
+Written = tuple[int, int, int, int, int]
+"""What a settlement wrote down: charged, billed, cost, shortfall, and which of all settlements it was, from 1."""
+NOTHING: Written = (0, 0, 0, 0, 0)
+
+
 @dataclass(slots=True)
 class Hold:
     account: int | None
+    quote: int
     held: int
     process: int
     status: str = "held"
@@ -94,7 +102,14 @@ class Hold:
     charged: int = 0
     billed: int = 0
     estimated: bool = False
-    corrected: bool = False
+    settled: Written = NOTHING
+    """By its own row."""
+    correction: Written = NOTHING
+    """By the row after it, of the differences."""
+
+    @property
+    def corrected(self) -> bool:
+        return self.correction is not NOTHING
 
 
 @dataclass(slots=True)
@@ -106,6 +121,7 @@ class Model:
     """Whose a due is, by its ref."""
     periods: dict[tuple[str, str], int] = field(default_factory=dict)
     """The account of a user's period."""
+    settlements: int = 0
     process: int = 1
 
     def available(self, account: int | None) -> int:
@@ -159,7 +175,7 @@ class Model:
         if self.available(account) < least or (account is not None and self.accounts[account].debt):
             return None, self.available(account)
         held = min(most, self.available(account))
-        self.holds[name] = Hold(account, held, self.process)
+        self.holds[name] = Hold(account, most, held, self.process)
         if account is not None:
             self.accounts[account].held += held
         return held, self.available(account)
@@ -175,18 +191,25 @@ class Model:
         if known is None or known.status == "released":
             raise Refused
         payer = Account(1) if known.account is None else self.accounts[known.account]
-        before = payer.billed
         if known.status == "held":
-            known.status, known.estimated, known.cost = "settled", estimated, cost
             payer.held -= 0 if known.account is None else known.held
-            known.charged = 0 if known.account is None else payer.take(cost)
+            known.status, known.estimated = "settled", estimated
+            known.settled = self._pay(known, payer, cost, cost)
         elif known.estimated and not known.corrected and not estimated:
-            known.corrected, known.cost = True, cost
-            known.charged += 0 if known.account is None else payer.take(cost - known.charged)
-        known.billed += 0 if known.account is None else payer.billed - before
-        payer.pay_debts()
+            known.correction = self._pay(known, payer, cost - known.charged, cost)
         left = self.available(known.account)
         return known.charged, known.billed, known.cost, known.cost - known.charged, left
+
+    def _pay(self, known: Hold, payer: Account, due: int, cost: int) -> Written:
+        """Charge what is due, where there is an account, and note what it is known to cost."""
+        before = payer.billed
+        taken = 0 if known.account is None else payer.take(due)
+        billed = 0 if known.account is None else payer.billed - before
+        self.settlements += 1
+        written = (taken, billed, cost - known.cost, due - taken, self.settlements)
+        known.charged, known.billed, known.cost = known.charged + taken, known.billed + billed, cost
+        payer.pay_debts()
+        return written
 
     def release(self, name: str) -> str:
         known = self.holds.get(name)
@@ -319,7 +342,9 @@ class Twin:
         return self._ask(self.model.recover, verb)
 
     def verify(self) -> None:
-        ledger.verify(self.db, ledger.check(self.db, full=False), NOW)
+        books = ledger.check(self.db, full=False)
+        assert books.wrong == [], books.wrong
+        ledger.verify(self.db, books, NOW)
 
     @staticmethod
     def _charge(cost: int, *, estimated: bool = False) -> Charge:
@@ -340,13 +365,17 @@ class Twin:
 
     def compare_rows(self) -> None:
         """Every hold stands as the model says, and there are no other rows."""
-        rows = self.db.execute("SELECT id, status, held, progress, estimated FROM usage_log ORDER BY id").fetchall()
+        sql = f"SELECT id, account_id, status, quote, held, progress, estimated, {MONEY} FROM usage_log ORDER BY id"
+        rows = self.db.execute(sql).fetchall()
         expected: list[tuple[object, ...]] = []
         for name, hold in sorted(self.model.holds.items()):
+            payer = None if hold.account is None else self.ids[hold.account]
             progress = hold.progress if hold.status == "held" else None
-            expected.append((name, hold.status, hold.held, progress, int(hold.estimated)))
+            money = hold.settled if hold.status == "settled" else (0, 0, progress or 0, 0, None)
+            row = (name, payer, hold.status, hold.quote, hold.held, progress, int(hold.estimated), *money)
+            expected.append(row)
             if hold.corrected:
-                expected.append((f"{name}.c", "settled", 0, None, 0))
+                expected.append((f"{name}.c", payer, "settled", 0, 0, None, 0, *hold.correction))
         differing = [pair for pair in zip(rows, expected, strict=False) if pair[0] != pair[1]]
         assert rows == expected, (
             f"of {len(rows)} rows and {len(expected)} expected, the first to differ: {differing[:1]}"

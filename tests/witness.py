@@ -179,9 +179,10 @@ def wrong_books(world: World, *, full: bool = True) -> list[str]:
 
 
 def faults(world: World) -> list[str]:
-    """What went wrong in the daemon that it did not foresee, as its log has it."""
+    """What went wrong in the daemon, or in any that ran there before it, that it did not foresee, as its log has it."""
     signs = ('"kind":"fault"', "Traceback", "never retrieved")
-    return [line for line in world.daemon.program.text().splitlines() if any(sign in line for sign in signs)]
+    with world.daemon.program.output.open(encoding="utf-8", errors="replace") as log:  # line by line: it may be long
+        return [line.rstrip() for line in log if any(sign in line for sign in signs)]
 
 
 def open_holds(world: World) -> int:

@@ -25,6 +25,7 @@ from tests.forgeries import event, send
 from tests.proofs.adrift import Clock
 from tests.proofs.proof import Attempt, Proof
 from tests.tills import KEY, SECRET
+from tests.witness import faults
 from tests.world import OPENAI_KEY, Customer, Daemon, Program, Upstream, World, until
 
 MINUTE_S, DAY_S, YEAR_S = 60, 86_400, 365 * 86_400
@@ -284,6 +285,8 @@ def run(attempt: Attempt) -> None:
             round_trip(attempt, voyage, jumps)
         wrong = voyage.rows("SELECT id, ref, balance, held FROM accounts WHERE held <> 0 OR debt <> 0")
         attempt.must(wrong == [], f"accounts with something held or owed at the end: {wrong}")
+        found = faults(voyage.world)
+        attempt.must(not found, f"a daemon met what it did not expect: {found[:1]}")
 
 
 PROOF = Proof(

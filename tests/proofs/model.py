@@ -172,11 +172,11 @@ class Life:
         ref = f"{number - self.below(3)}"
         return self.touching(account, self.twin.post(account, kind, ref, self.one_of(-3, -1, 1, 2, 5, 9)))
 
-    def voucher(self, number: int, _account: int) -> object:
-        """A nonce of Dave's channel counts once; again with another amount, it is refused."""
-        nonce = max(0, number // 50 - self.below(4))
-        units = 1 + nonce % 7 + (self.random.random() < 0.1)
-        return self.touching(DAVE, self.twin.post(DAVE, "topup", f"channel:{nonce}", units))
+    def repeat(self, number: int, _account: int) -> object:
+        """A top-up of Dave's counts once by its ref; again with another amount, it is refused."""
+        count = max(0, number // 50 - self.below(4))
+        units = 1 + count % 7 + (self.random.random() < 0.1)
+        return self.touching(DAVE, self.twin.post(DAVE, "topup", f"dave:{count}", units))
 
     def purchase(self, number: int, account: int) -> object:
         account, ref, _ = self.payment(number, account)
@@ -253,7 +253,7 @@ class Life:
 
 VERBS: dict[str, tuple[int, Callable[[Life, int, int], object]]] = {
     "grant": (120, Life.grant),
-    "voucher": (40, Life.voucher),
+    "top-up again": (40, Life.repeat),
     "purchase": (40, Life.purchase),
     "refund": (20, Life.refund),
     "dispute": (20, Life.dispute),

@@ -14,9 +14,10 @@ is drawn; the recording itself also depends on the kernel's timing.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -24,7 +25,7 @@ from random import Random
 from tests.proofs.crew import crew
 from tests.proofs.proof import Attempt, Proof, Refuted
 from tests.proofs.recording import Cut, Event, Made, Removed, Said, Sync, Write, installed, record
-from tests.proofs.trading import Verdict, recovered
+from tests.proofs.trading import ANSWERED, Verdict, recovered
 
 SECTOR = 512
 DATABASE, LOG = "g.db", "g.db-wal"
@@ -40,6 +41,10 @@ PACES = (
 """How often each customer comes in one life, and what makes the store come to checkpoints so early, or cut its log.
 The last is the store as it is."""
 HASTY = ("synchronous = NORMAL", "wal_autocheckpoint = 50")
+GOAL = "different states"
+"""Of the disk. Where two losses of power leave the same, and the same must be there, one start is enough."""
+SURELY = 0.7
+"""So much of what is drawn differs."""
 LOSING = 0.05
 """So many states more are of a store that does not wait for the disk."""
 
@@ -49,54 +54,76 @@ class Found:
     """What came of one recording; `story` is why the proof is refuted."""
 
     hasty: bool
+    drawn: int = 0
     states: int = 0
-    distinct: int = 0
+    """That were started on."""
+    different: set[bytes] = field(default_factory=set)
+    """What was on their disks."""
     answers: int = 0
     losing: int = 0
     met: Counter[str] = field(default_factory=Counter)
     story: str | None = None
 
 
+@dataclass(slots=True)
+class Tally:
+    """What came of all of them."""
+
+    different: set[bytes] = field(default_factory=set)
+    drawn: int = 0
+    states: int = 0
+    answers: int = 0
+    losing: int = 0
+    lossy: int = 0
+
+
 def run(attempt: Attempt) -> None:
     """Recordings and their states, until there are enough."""
     attempt.must(installed(), "strace is not installed (apt-get install strace): nothing can be recorded")
-    attempt.expect("cut in a checkpoint", "cut after the log began again", "cut before the log was cut")
-    attempt.expect("sector dropped", "sector kept", "sector torn", "rubbish where a file grew")
-    attempt.expect("name lost", "holds resolved", "synchronous=NORMAL lost an answer")
-    distinct = answers = losing = lossy = 0
+    many = attempt.goal[GOAL] // 100 if attempt.full else 1
+    attempt.expect("cut in a checkpoint", "cut after the log began again", "cut before the log was cut", times=many)
+    attempt.expect("sector dropped", "sector kept", "sector torn", "rubbish where a file grew", times=many)
+    attempt.expect("name lost", "holds resolved", times=many)
+    attempt.expect("synchronous=NORMAL lost an answer", times=max(1, many // 10))
+    tally = Tally()
     memory = Path("/dev/shm")
     where = memory if memory.is_dir() else attempt.folder
     with (
         tempfile.TemporaryDirectory(prefix="goosestack-", dir=where) as disks,
-        crew(jobs(attempt, Path(disks))) as found,
+        crew(jobs(attempt, Path(disks), tally)) as found,
     ):
         for each in found:
             attempt.must(each.story is None, str(each.story))
             if each.hasty:
-                lossy += each.states
-                losing += each.losing
+                tally.lossy += each.states
+                tally.losing += each.losing
                 attempt.meet("synchronous=NORMAL lost an answer", each.losing)
                 continue
-            attempt.count("states", each.states)
-            distinct, answers = distinct + each.distinct, answers + each.answers
+            attempt.count(GOAL, len(each.different - tally.different))
+            tally.different |= each.different
+            tally.drawn += each.drawn
+            tally.states += each.states
+            tally.answers += each.answers
             for danger, times in each.met.items():
                 attempt.meet(danger, times)
-    attempt.figure(f"{distinct:,} of the states differ; {answers:,} answers looked for in them, none lost")
-    attempt.figure(f"with synchronous=NORMAL {losing:,} of {lossy:,} states lose what was answered")
+    attempt.figure(f"{tally.answers:,} answers looked for after {tally.states:,} starts, none lost")
+    attempt.figure(f"with synchronous=NORMAL {tally.losing:,} of {tally.lossy:,} states lose what was answered")
 
 
-def jobs(attempt: Attempt, disks: Path) -> list[Loss]:
-    """Recordings of the store as it is, or nearly; and a few of one that does not wait for the disk."""
-    target = attempt.goal["states"]
-    losses = []
-    for first in range(0, target, STATES):
-        states = min(STATES, target - first)
-        pace = PACES[0] if target <= STATES else attempt.random.choice(PACES)
-        losses.append(Loss(attempt.random.getrandbits(64), attempt.folder, disks, states, *pace))
-    for loss in losses[:: round(1 / LOSING)]:
-        states = max(40, min(STATES, round(target * LOSING)))
-        losses.append(Loss(loss.seed + 1, attempt.folder, disks, states, 6, HASTY, hasty=True))
-    return losses
+def jobs(attempt: Attempt, disks: Path, tally: Tally) -> Iterator[Loss]:
+    """Recordings of the store as it is, or nearly, while what is under way may be too little; and a few of one that
+    does not wait for the disk."""
+    target = attempt.goal[GOAL]
+    drawn = min(STATES, target * 3 // 2)
+    begun = 0
+    while len(tally.different) + SURELY * (begun * drawn - tally.drawn) < target:
+        pace = attempt.random.choice(PACES) if attempt.full else PACES[0]
+        loss = Loss(attempt.random.getrandbits(64), attempt.folder, disks, drawn, *pace)
+        yield loss
+        if begun % round(1 / LOSING) == 0:
+            states = max(40, min(STATES, round(target * LOSING)))
+            yield Loss(loss.seed + 1, attempt.folder, disks, states, 6, HASTY, hasty=True)
+        begun += 1
 
 
 # --- a disk ---------------------------------------------------------------------------------------------------
@@ -249,7 +276,7 @@ class Loss:
             with tempfile.TemporaryDirectory(dir=self.folder) as home:
                 events = self.recorded(random, Path(home))
         except Refuted as refuted:
-            return Found(self.hasty, story=str(refuted))
+            return Found(self.hasty, self.states, story=str(refuted))
         with tempfile.TemporaryDirectory(dir=self.disks) as home, asyncio.Runner() as runner:
             return self.played(random, events, Path(home), runner)
 
@@ -263,26 +290,33 @@ class Loss:
         return events
 
     def played(self, random: Random, events: list[Event], home: Path, runner: asyncio.Runner) -> Found:
-        found = Found(self.hasty)
+        found = Found(self.hasty, self.states)
         failure = Failure(random, found.met)
-        disk, said, seen, restarts = Disk(), list[bytes](), set[int](), 0
+        disk, said, answered, restarts = Disk(), list[bytes](), 0, 0
+        seen = set[tuple[bytes, int]]()
         times = chosen(random, events, self.states)
         for number, event in enumerate(events):
             disk.play(event)
-            said += event.lines if isinstance(event, Said) else ()
+            if isinstance(event, Said):
+                said += event.lines
+                answered += sum(line.startswith(ANSWERED) for line in event.lines)
+                restarts = 0 if b"opening" in event.lines else restarts  # another life
             restarts += isinstance(event, Write) and event.name == LOG and event.offset == 0
             for _ in range(times[number]):
                 left = failure.strike(disk)
+                state = digest(left)
+                if (state, answered) in seen:
+                    continue
+                seen.add((state, answered))
                 verdict = after(left, said, home, runner, random)
                 found.states += 1
-                found.answers += len(said)
+                found.answers += answered
                 found.losing += bool(verdict.lost)
-                seen.add(hash(tuple(sorted(left.items()))))
+                found.different.add(state)
                 note(found.met, disk, restarts, verdict)
                 if verdict.wrong or (verdict.lost and not self.hasty):
                     found.story = self.story(number, events, left, verdict)
                     return found
-        found.distinct = len(seen)
         return found
 
     def story(self, number: int, events: list[Event], left: dict[str, bytes], verdict: Verdict) -> str:
@@ -336,10 +370,19 @@ def after(left: dict[str, bytes], said: list[bytes], home: Path, runner: asyncio
     return runner.run(recovered(home / DATABASE, said))
 
 
+def digest(left: Mapping[str, bytes]) -> bytes:
+    """The same for the same files alone, in every process."""
+    whole = hashlib.blake2b(digest_size=16)
+    for name, content in sorted(left.items()):
+        whole.update(f"{name} {len(content)} ".encode())
+        whole.update(content)
+    return whole.digest()
+
+
 def note(met: Counter[str], disk: Disk, restarts: int, verdict: Verdict) -> None:
     database, log = disk.files.get(DATABASE), disk.files.get(LOG)
     met["cut in a checkpoint"] += bool(log and database and database.pending)
-    met["cut after the log began again"] += restarts > 2
+    met["cut after the log began again"] += restarts > 1
     met["cut before the log was cut"] += bool(log and any(isinstance(change, Cut) for change in log.pending))
     met["holds resolved"] += verdict.resolved > 0
 
@@ -347,8 +390,8 @@ def note(met: Counter[str], disk: Disk, restarts: int, verdict: Verdict) -> None
 PROOF = Proof(
     name="power-loss",
     claim="What was answered is there after the power failed, whatever of the rest had reached the disk.",
-    short={"states": 150},
-    full={"states": 100_000},
+    short={GOAL: 150},
+    full={GOAL: 100_000},
     run=run,
     limit_s=(60, 3_600),
 )

@@ -27,6 +27,8 @@ NOW = "2026-11-21T12:00:00.000Z"
 USERS = ("alice", "bob", "carol", "dave")
 CUSTOMERS = 8
 FOR_EVER = 1_000_000
+ANSWERED = (b"entry", b"due", b"held", b"seen", b"released", b"estimated", b"settled")
+"""How a line begins that says what was answered; the others say how far the process has come."""
 
 
 class TunedStore(SqliteStore):
@@ -55,6 +57,7 @@ async def trade(path: Path, seed: int, *pragmas: str, rounds: int = FOR_EVER, cl
     """Recover; then every customer does so many rounds, all at once; then close, or be killed."""
     say("opening")
     lock, store = Lock(path), TunedStore(path, *pragmas)
+    say("opened")  # the file, and SQLite has read what was left of its log
     process = await store.write(ledger.begin_process, "test", NOW)
     ended = await store.write(ledger.recover, process, NOW)
     wrong = await store.read(lambda tx: ledger.check(tx, full=True).wrong)
@@ -69,6 +72,7 @@ async def trade(path: Path, seed: int, *pragmas: str, rounds: int = FOR_EVER, cl
         os.kill(os.getpid(), signal.SIGKILL)
     say("closing")
     await store.close()
+    say("closed")
     lock.release()
 
 

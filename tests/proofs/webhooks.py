@@ -35,6 +35,7 @@ from tests.forgeries import FORGED, send, signature
 from tests.lives import Life, Object, of_credits, of_pro
 from tests.proofs.proof import Attempt, Proof, Refuted
 from tests.tills import KEY, SECRET
+from tests.witness import faults
 from tests.world import World
 
 P = ParamSpec("P")
@@ -250,6 +251,7 @@ def over_http(attempt: Attempt) -> None:
         for life in lives:
             _judge(attempt, world, life)
             attempt.count("lives over HTTP")
+        attempt.must(not faults(world), f"a daemon met what it did not expect: {faults(world)[:1]}")
 
 
 async def _sold(attempt: Attempt, count: int) -> list[Life]:
