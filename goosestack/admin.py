@@ -78,7 +78,7 @@ class Admin:
         ) as error:
             raise VerbError(str(error)) from error
         except StoreUnavailable as error:
-            raise VerbError(f"the database cannot be written: {error.__cause__ or error}") from error
+            raise VerbError(f"the database is out of reach: {error.__cause__ or error}") from error
 
     async def user_create(self, email: str) -> Answer:
         """A new user without credits."""

@@ -10,11 +10,12 @@ import asyncio
 import gc
 import random
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
@@ -28,7 +29,7 @@ from goosestack.auth import Identifier, Keys
 from goosestack.billing import Billing
 from goosestack.cashier import Cashier
 from goosestack.config import Config, tokenizer_folder
-from goosestack.errors import Refusal, ShuttingDown, UpstreamCut
+from goosestack.errors import Refusal, ShuttingDown, StoreUnavailable, UpstreamCut
 from goosestack.front import ASGI, Cors, Front, Problems, Receive, Scope, Send, WireEndpoint, http_problem
 from goosestack.gateway import Gateway
 from goosestack.http import Client
@@ -38,7 +39,7 @@ from goosestack.meters import Meter
 from goosestack.metrics import Metrics
 from goosestack.notices import Notifier
 from goosestack.plans import Plans
-from goosestack.store.sqlite import Lock, SqliteStore, refuse_if_exposed, sqlite_warning
+from goosestack.store.sqlite import Lock, SqliteStore, cannot_be_used, refuse_if_exposed, sqlite_warning
 from goosestack.till import Till
 from goosestack.tokenizer import Tokenizer
 from goosestack.upstream import Upstreams
@@ -256,12 +257,13 @@ async def running(config: Config) -> AsyncIterator[Parts]:
     try:
         store, client, till = SqliteStore(config.db_path, on_commit=metrics.committed), None, None
         try:
-            process_id = await open_books(store, log)
-            client, till = Client(), wiring.till_of(config)
-            upstreams = Upstreams(providers, book)
-            parts = await _open(config, process_id, store, client, upstreams, plans, metrics, log, till)
-            if config.provider_private_key is not None:
-                parts.agents = await wiring.agents_of(config, parts.gateway, client, utc_now)
+            with _refusing(config.db_path):
+                process_id = await open_books(store, log)
+                client, till = Client(), wiring.till_of(config)
+                upstreams = Upstreams(providers, book)
+                parts = await _open(config, process_id, store, client, upstreams, plans, metrics, log, till)
+                if config.provider_private_key is not None:
+                    parts.agents = await wiring.agents_of(config, parts.gateway, client, utc_now)
             async with _beside(parts):
                 # what is loaded now lives as long as the process: collecting garbage need not look at it again
                 gc.collect()
@@ -277,6 +279,15 @@ async def running(config: Config) -> AsyncIterator[Parts]:
     finally:
         log.close()
         lock.release()
+
+
+@contextmanager
+def _refusing(database: Path) -> Iterator[None]:
+    """A database that fails while the daemon starts refuses the start, in one sentence."""
+    try:
+        yield
+    except StoreUnavailable as error:
+        raise cannot_be_used(database, error.__cause__ or error) from error
 
 
 async def _open(

@@ -392,7 +392,7 @@ class TillUnavailable(Problem):
 
 
 class StoreUnavailable(Problem):
-    """The ledger cannot be written just now; nothing was sent and nothing was charged."""
+    """The ledger is out of reach just now; nothing was sent and nothing was charged."""
 
     status, type = 503, "overloaded_error"
     openai, anthropic = ("service_unavailable_error", "server_is_overloaded"), "overloaded_error"

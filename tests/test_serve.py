@@ -22,6 +22,7 @@ from goosestack.config import load, options, setting
 from goosestack.errors import Refusal
 from goosestack.store.migrations import MIGRATIONS
 from tests.asking import ask, chat, connect, directed, opened
+from tests.proofs.failing import READING, Switch
 from tests.world import World, bare_environment, until
 
 SLOW = chat(directed("Hi", words=400, delay_ms=50), stream=True)
@@ -30,11 +31,18 @@ SLOW = chat(directed("Hi", words=400, delay_ms=50), stream=True)
 ADDRESSES = ["CORS_ALLOWED_ORIGINS", *(setting(entry) for entry in options() if entry.name.endswith("_url"))]
 
 
-def refusal(folder: Path, env: Mapping[str, str], *, without: str = "", code: int = 78) -> str:
+def refusal(
+    folder: Path,
+    env: Mapping[str, str],
+    *,
+    without: str = "",
+    code: int = 78,
+    program: tuple[str, ...] = ("goosestack", "serve"),
+) -> str:
     """The sentence in which `goosestack serve` refuses to start on a folder's database, for good (78) or now (75)."""
     settings = {"OPENAI_API_KEY": "sk-canary", "DB_PATH": str(folder / "goosestack.db"), "PORT": "0", **env}
     settings.pop(without, None)
-    command = [sys.executable, "-m", "goosestack", "serve"]
+    command = [sys.executable, "-m", *program]
     done = subprocess.run(
         command, env=bare_environment(**settings), cwd=folder, capture_output=True, text=True, timeout=30, check=False
     )
@@ -210,6 +218,29 @@ def test_no_address_has_credentials_in_it_and_the_refusal_does_not_repeat_them(
     with pytest.raises(Refusal) as refused:
         load({name: f"https://{userinfo}host.example/v1"}, folder)
     assert str(refused.value) == f"{name} must not have a user or a password before its host"
+
+
+@pytest.mark.parametrize(
+    ("call", "fault", "why"),
+    [
+        (12, "full", "database or disk is full"),
+        (15, "failing", "disk I/O error"),
+        (20, "failing", "disk I/O error"),
+        (4, READING, "disk I/O error"),
+    ],
+    ids=["begin", "recover", "plans", "check"],
+)
+def test_a_disk_that_fails_while_the_daemon_starts_refuses_the_start_for_now(
+    folder: Path, books: sqlite3.Connection, call: int, fault: str, why: str
+) -> None:
+    """Where it failed on the database's opening, this was so; later, a start ended with a traceback, and with 1."""
+    books.close()
+    switch = Switch(folder / "switch")
+    switch.arm(call, fault)
+    program = ("tests.proofs.failing", str(folder / "switch"))
+    told = refusal(folder, {}, code=75, program=program)
+    assert told == f"{folder / 'goosestack.db'} cannot be used: {why}"
+    assert switch.struck == 1
 
 
 # --- stopping -------------------------------------------------------------------------------------------------

@@ -12,9 +12,11 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -398,6 +400,34 @@ async def test_a_damaged_file_ends_the_process_rather_than_one_request(path: Pat
     done = program("meet_damage", path)
     assert done.returncode == 70, done
     assert done.stderr.startswith("goosestack: fatal: the database failed")
+
+
+class Unreadable:
+    """A connection on a disk that fails."""
+
+    def execute(self, sql: str, parameters: object = ()) -> None:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+        raise error
+
+
+async def test_whoever_reads_from_a_disk_that_fails_is_told_what_a_writer_is(store: SqliteStore) -> None:
+    """It was an error of SQLite's, which callers were told as a fault of ours (500), and a start ended with."""
+    with pytest.raises(sqlite3.OperationalError, match="no such table"):
+        await store.read(lambda tx: tx.execute("SELECT 1 FROM nowhere"))
+    with pytest.raises(sqlite3.OperationalError, match="no such table"):
+        store.peek(lambda tx: tx.execute("SELECT 1 FROM nowhere"))
+    good, store._peeker = store._peeker, cast(sqlite3.Connection, Unreadable())
+    with pytest.raises(StoreUnavailable) as told:
+        store.peek(names)
+    assert isinstance(told.value.__cause__, sqlite3.OperationalError)
+    store._peeker = good
+    connect, store._connect_reader = store._connect_reader, lambda: cast(sqlite3.Connection, Unreadable())  # type: ignore[method-assign]
+    store._local = threading.local()
+    with pytest.raises(StoreUnavailable):
+        await store.read(names)
+    store._connect_reader, store._local = connect, threading.local()  # type: ignore[method-assign]
+    assert await store.read(names) == []
 
 
 async def test_a_writer_that_fails_in_any_way_ends_the_process(path: Path) -> None:

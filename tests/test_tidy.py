@@ -89,6 +89,7 @@ LONG_FILES: Mapping[str, str] = {
     "goosestack/errors.py": "the catalogue: every failure, once",
     "goosestack/relay.py": "the life of a hold, top to bottom",
     "goosestack/ledger.py": "the heart in one piece: verbs and their check",
+    "goosestack/store/sqlite.py": "the store in one piece: its file and lock, its writer and its readers",
     "goosestack/stripe_facts.py": "every object of Stripe's that says something: its shape, and how it is read",
     "goosestack/pricing.py": "the price book, its two formulas and the reading of prices.toml",
     "goosestack/wire/anthropic_messages.py": "one format, whole",

@@ -51,9 +51,10 @@ class Store(Protocol):
         ...
 
     def read(self, query: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
-        """Run `query` on a read-only snapshot in another thread."""
+        """Run `query` on a read-only snapshot in another thread. Raises what it raises, or `StoreUnavailable`."""
         ...
 
     def peek(self, query: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a point look-up at once, in the caller's thread; for queries that touch a handful of pages."""
+        """Run a point look-up at once, in the caller's thread; for queries that touch a handful of pages. Raises as
+        `read` does."""
         ...

@@ -18,8 +18,9 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar, cast
@@ -126,6 +127,13 @@ def refuse_if_exposed(database: Path) -> None:
             raise Refusal(f"{path} can be read by others; run: chmod 600 {path}")
 
 
+def cannot_be_used(database: Path, error: BaseException) -> Refusal:
+    """Why there is no start on a database that has failed meanwhile: for good where it is damaged; a disk that is full
+    or fails may pass."""
+    refusal = NotYet if isinstance(error, (sqlite3.OperationalError, OSError)) else Refusal
+    return refusal(f"{database} cannot be used: {error}")
+
+
 def sqlite_warning(version: tuple[int, int, int] = sqlite3.sqlite_version_info) -> str | None:
     """What an operator should know of this SQLite release, or None."""
     if WAL_RESET_BUG[0] <= version <= WAL_RESET_BUG[1]:
@@ -210,20 +218,26 @@ class SqliteStore:
         """See `Store.read`."""
 
         def run() -> T:
-            connection = getattr(self._local, "connection", None)
-            if connection is None:
-                connection = self._local.connection = self._connect_reader()
-            connection.execute("BEGIN")
-            try:
-                return query(cast(Tx, connection), *args, **kwargs)
-            finally:
-                connection.execute("ROLLBACK")
+            with _telling():
+                connection = getattr(self._local, "connection", None)
+                if connection is None:
+                    connection = self._local.connection = self._connect_reader()
+                connection.execute("BEGIN")
+                try:
+                    return query(cast(Tx, connection), *args, **kwargs)
+                finally:
+                    connection.execute("ROLLBACK")
 
         return await self._loop.run_in_executor(self._readers, run)
 
     def peek(self, query: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """See `Store.peek`."""
-        return query(cast(Tx, self._peeker), *args, **kwargs)
+        try:  # as `_telling` does, for less: every request peeks
+            return query(cast(Tx, self._peeker), *args, **kwargs)
+        except sqlite3.Error as error:
+            if _cannot_be_read(error):
+                raise StoreUnavailable() from error
+            raise
 
     async def close(self) -> None:
         """Commit everything that was queued, checkpoint, close every connection. Safe to call again."""
@@ -364,11 +378,14 @@ class SqliteStore:
 
     # --- connections ---
 
-    def _connect_writer(self) -> sqlite3.Connection:
-        made = not self.path.exists()
-        db = sqlite3.connect(
+    def _open(self) -> sqlite3.Connection:
+        return sqlite3.connect(
             self.path, isolation_level=None, check_same_thread=False, timeout=5.0, cached_statements=256
         )
+
+    def _connect_writer(self) -> sqlite3.Connection:
+        made = not self.path.exists()
+        db = self._open()
         try:
             if made:
                 os.chmod(self.path, 0o600)
@@ -390,6 +407,22 @@ class SqliteStore:
 def _is_the_databases(error: BaseException) -> bool:
     """Whether the database failed (disk, memory, file), rather than the verb that was running."""
     return _code(error) not in _OF_THE_VERB
+
+
+def _cannot_be_read(error: sqlite3.Error) -> bool:
+    """The same of a query, which is wrong where it writes."""
+    return _is_the_databases(error) and _code(error) != sqlite3.SQLITE_READONLY
+
+
+@contextmanager
+def _telling() -> Iterator[None]:
+    """Whoever reads from a database that fails is told so as whoever writes to it is."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        if _cannot_be_read(error):
+            raise StoreUnavailable() from error
+        raise
 
 
 def _code(error: BaseException) -> int:

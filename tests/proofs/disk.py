@@ -4,9 +4,10 @@ what was answered is there, and all goes on as soon as it can, without a restart
 Each thing that callers and operators can do is done again and again, while the N-th call that the daemon's writer makes
 of its database fails, for N = 1, 2, 3 and so on until it has needed no more: as a full disk, as one with an I/O error
 that leaves the transaction open, and as one that has rolled it back (where that is the commit, nobody can know its
-outcome, and the daemon must end). Then the disk is really full: no page left (`max_page_count`), no byte
-(`RLIMIT_FSIZE`), a small tmpfs (where this runs as root). Which call is the N-th depends on what else is written in the
-same commit, which a seed does not repeat.
+outcome, and the daemon must end); and while the N-th call of those that only read fails. So is every start, of new
+books and of those that a killed daemon has left. Then the disk is really full: no page left (`max_page_count`), no
+byte (`RLIMIT_FSIZE`), a small tmpfs (in full, which takes root). Which call is the N-th depends on what else is written
+in the same commit, which a seed does not repeat.
 """
 
 from __future__ import annotations
@@ -20,27 +21,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from goosestack.control import VerbError
-from goosestack.store.sqlite import connect_read_only
 from tests.asking import Reply, ask, chat, directed, message
 from tests.forgeries import event, send, signature
 from tests.mallory import COUNT, Reply as Answer, asks, assert_error, dialect
-from tests.proofs.failing import Switch
+from tests.proofs.bench import EVERY, FAULTS, MOST_CALLS, SETTINGS, WRITING, Bench, FailingDaemon
+from tests.proofs.failing import READING
 from tests.proofs.proof import Attempt, Proof
-from tests.tills import KEY, SECRET
-from tests.world import OPENAI_KEY, Customer, Daemon, Program, Upstream, World, until
-
-FAULTS = ("full", "failing", "failing, rolled back")
-MOST_CALLS = 200
-"""Of one thing that is done: more would be without end."""
+from tests.proofs.starts import every_start
+from tests.world import OPENAI_KEY, Daemon, Upstream, World, until
 
 PATIENCE_S = 15.0
 """A journal, which finds out that there is room, is written every two seconds."""
@@ -49,72 +44,10 @@ GONE = 0
 """The status of no answer: the daemon has ended."""
 
 
-class FailingDaemon(Daemon):
-    """`goosestack serve` whose database fails when it is told to."""
-
-    def start(self) -> None:
-        self.switch = Switch(self.folder / "switch")
-        self.switch.arm(0, "full")
-        args = ["tests.proofs.failing", str(self.folder / "switch")]
-        self.program = Program(args, self.env, self.folder / "daemon.out", self.folder)
-        match = self.program.wait_for(r'"event":"listening","host":"([^"]+)","port":(\d+)')
-        self.url = f"http://{match.group(1)}:{match.group(2)}"
-
-
-SETTINGS = {
-    "STRIPE_SECRET_KEY": KEY,
-    "STRIPE_WEBHOOK_SECRET": SECRET,
-    "STRIPE_API_BASE": "http://127.0.0.1:9",
-    "PUBLIC_URL": "https://llm.example.com",
-    "FUNDING": "credits,allowance",
-    "FORWARDED_ALLOW_IPS": "127.0.0.1",
-}
-
-
-@dataclass(slots=True)
-class Bench:
-    """The daemon, a customer, and what was answered so far."""
-
-    world: World
-    alice: Customer
-    count: int = 0
-    answered: dict[str, list[str]] = field(default_factory=dict)
-    """By a query of one column, the values that must be in its answer."""
-
-    @property
-    def switch(self) -> Switch:
-        daemon = self.world.daemon
-        assert isinstance(daemon, FailingDaemon)
-        return daemon.switch
-
-    def fresh(self) -> str:
-        """A name that nothing has had."""
-        self.count += 1
-        return f"n{self.count}"
-
-    def note(self, sql: str, value: str) -> None:
-        """This was acknowledged: it must be there whenever anybody looks."""
-        self.answered.setdefault(sql, []).append(value)
-
-    def missing(self) -> list[str]:
-        """What was acknowledged and is not there."""
-        wrong = []
-        for sql, values in self.answered.items():
-            found = {row[0] for row in self._rows(sql)}
-            wrong += [f"{value} was answered, and is not in: {sql}" for value in values if value not in found]
-        return wrong
-
-    def _rows(self, sql: str) -> list[tuple[Any, ...]]:
-        db = connect_read_only(self.world.daemon.db)
-        try:
-            return db.execute(sql).fetchall()
-        finally:
-            db.close()
-
-
 # --- what is done ---------------------------------------------------------------------------------------------
 
 SETTLED = "SELECT id FROM usage_log WHERE status = 'settled'"
+ENDED = "SELECT id FROM usage_log WHERE status <> 'held'"
 
 
 def sign_up(bench: Bench) -> Reply:
@@ -176,7 +109,7 @@ def grant(bench: Bench) -> Reply:
     except VerbError as error:
         told = {"error": {"message": str(error), "type": "overloaded_error"}}
         return Reply(
-            503 if "cannot be written" in str(error) else 500, http.client.HTTPMessage(), json.dumps(told).encode()
+            503 if "is out of reach" in str(error) else 500, http.client.HTTPMessage(), json.dumps(told).encode()
         )
     bench.note("SELECT ref FROM entries", ref)  # also where the daemon has ended, and the file was written itself
     return Reply(200, http.client.HTTPMessage(), b"")
@@ -202,6 +135,11 @@ DEEDS: dict[str, tuple[str, Callable[[Bench], Reply]]] = {
 }
 
 
+STRANGERS = ("sign up", "a webhook", "a grant")
+READ_BY = tuple(name for name in DEEDS if name not in STRANGERS)
+"""What is done by a caller whose key is looked up first."""
+
+
 def done(bench: Bench, deed: Callable[[Bench], Reply]) -> Reply:
     """Do it; an answer with the status `GONE` where the daemon has ended."""
     try:
@@ -213,12 +151,13 @@ def done(bench: Bench, deed: Callable[[Bench], Reply]) -> Reply:
 # --- failing at every call ------------------------------------------------------------------------------------
 
 
-def at_every_call(attempt: Attempt, bench: Bench, name: str, fault: str, places: Iterator[int]) -> None:
+def at_every_call(attempt: Attempt, bench: Bench, name: str, fault: str, places: Iterable[int]) -> None:
     """Do it with the database failing at each of these calls, until one is not come to."""
     path, deed = DEEDS[name]
     for place in places:
         where = f"{name}, {fault} at call {place}"
-        before, start = bench.switch.struck, bench.world.upstream.mark()
+        before, start, rows = bench.switch.struck, bench.world.upstream.mark(), len(bench.world.rows())
+        waited = waiting(bench)
         bench.switch.arm(place, fault)
         reply = done(bench, deed)
         bench.switch.arm(0, fault)
@@ -226,6 +165,9 @@ def at_every_call(attempt: Attempt, bench: Bench, name: str, fault: str, places:
             return
         attempt.count("failed calls")
         attempt.meet(f"a disk that is {fault}")
+        for id in waiting(bench) - waited:
+            attempt.meet("a settlement that waited")
+            bench.note(ENDED, id)
         if reply.status == GONE or bench.world.daemon.program.process.poll() is not None:
             attempt.must(fault == "failing, rolled back", f"{where}: the daemon has ended, and need not have")
             must_end(attempt, bench, where)
@@ -235,13 +177,32 @@ def at_every_call(attempt: Attempt, bench: Bench, name: str, fault: str, places:
             attempt.must(reply.status == 503, f"{where}: {reply.status} {reply.data[:200]!r}")
             refused_well(attempt, path, reply, where)
             attempt.meet("a refusal")
-            sent = [sent for sent in bench.world.upstream.dispatches(start) if sent]
+            sent = bench.world.upstream.dispatches(start)
             attempt.must(sent == [], f"{where}: refused, and sent all the same")
         else:
+            attempt.must(whole(reply), f"{where}: a stream without its end was told as an answer")
             attempt.meet("an answer all the same")
+        must_be_logged(attempt, bench, start, rows, where)
         if place > 1:
             done(bench, sign_up)  # any write finds out that there is room again; else it takes two seconds
         must_go_on(attempt, bench, deed, where)
+    if places is EVERY:
+        attempt.must(False, f"{name}, {fault}: after {MOST_CALLS:,} calls there is no end of them")
+
+
+def whole(reply: Reply) -> bool:
+    """Whether an answer has its end: a stream says so itself."""
+    return "text/event-stream" not in reply.headers.get("content-type", "") or b"[DONE]" in reply.data
+
+
+def must_be_logged(attempt: Attempt, bench: Bench, start: int, rows: int, where: str) -> None:
+    """What went upstream is in the log, and has ended; `start` and `rows` are from before."""
+    sent = len(bench.world.upstream.dispatches(start))
+    statuses = [row["status"] for row in bench.world.rows()[rows:]]
+    attempt.must(sent <= len(statuses), f"{where}: {sent} requests were sent, and {len(statuses)} are in the log")
+    attempt.must("held" not in statuses, f"{where}: a hold is left: {statuses}")
+    if sent:
+        attempt.meet("a request that was sent, and is in the log")
 
 
 def must_end(attempt: Attempt, bench: Bench, where: str) -> None:
@@ -276,16 +237,17 @@ def every_call(attempt: Attempt, bench: Bench) -> None:
     pairs = [(name, fault) for name in DEEDS for fault in FAULTS]
     if attempt.full:
         for name, fault in pairs:
-            at_every_call(attempt, bench, name, fault, iter(range(1, MOST_CALLS)))
+            at_every_call(attempt, bench, name, fault, EVERY)
         return
     chance = attempt.random
-    at_every_call(attempt, bench, "a chat", "full", iter([1]))  # which alone can find out that there is room again
-    for fault in FAULTS[1:]:
-        at_every_call(attempt, bench, chance.choice(list(DEEDS)), fault, iter([1]))
+    at_every_call(attempt, bench, "a chat", "full", [1])  # which alone can find out that there is room again
+    for fault in WRITING[1:]:
+        at_every_call(attempt, bench, chance.choice(list(DEEDS)), fault, [1])
+    at_every_call(attempt, bench, chance.choice(list(READ_BY)), READING, [1])
     while attempt.reached["failed calls"] < attempt.goal["failed calls"]:
         name = chance.choice(list(DEEDS))
-        at_every_call(attempt, bench, name, chance.choice(FAULTS[:2]), iter([chance.randrange(1, 8)]))
-    at_every_call(attempt, bench, "a cap", FAULTS[2], iter(range(2, MOST_CALLS)))
+        at_every_call(attempt, bench, name, chance.choice(FAULTS[:2]), [chance.randrange(1, 8)])
+    at_every_call(attempt, bench, "a cap", FAULTS[2], range(2, MOST_CALLS))
 
 
 # --- really full ----------------------------------------------------------------------------------------------
@@ -421,11 +383,13 @@ def fill(blob: Path) -> None:
 
 
 def run(attempt: Attempt) -> None:
-    """Failing calls, then full disks; and in the end what was answered is looked for."""
+    """Failing calls, failing starts, then full disks; and in the end what was answered is looked for."""
     attempt.expect(*(f"a disk that is {fault}" for fault in FAULTS))
     attempt.expect("a refusal", "a commit of unknown outcome", "no page left")
     if attempt.full:
-        attempt.expect("no byte left", "a file that may only be read")
+        attempt.must(os.geteuid() == 0, "no small disk can be filled: that takes root, who may mount one")
+        attempt.expect("no byte left", "a file that may only be read", "a small disk", "a start that was refused")
+        attempt.expect("a settlement that waited", "a request that was sent, and is in the log", times=10)
     folder = attempt.folder / "house"
     folder.mkdir()
     upstream = Upstream(folder)
@@ -433,24 +397,21 @@ def run(attempt: Attempt) -> None:
     bench = Bench(bench_world, bench_world.customer(1_000_000, pro=True))
     with bench.world.closing():
         every_call(attempt, bench)
+        every_start(attempt, upstream)
         ends = [no_byte_left, read_only]
         for way in (no_page_left, *(ends if attempt.full else [attempt.random.choice(ends)])):
             way(attempt, bench)
         attempt.must(bench.missing() == [], "; ".join(bench.missing()[:3]))
         attempt.count("acknowledged", sum(map(len, bench.answered.values())))
-    if attempt.full and os.geteuid() == 0:
-        attempt.expect("a small disk")
+    if attempt.full:
         small_disk(attempt)
-    elif attempt.full:
-        attempt.count("full disks")
-        attempt.figure("no small disk: that takes root")
 
 
 PROOF = Proof(
     name="disk",
     claim="On a disk that is full or fails, callers are told so, nothing that was answered is lost, and all goes on.",
-    short={"failed calls": 8, "full disks": 1, "acknowledged": 10},
-    full={"failed calls": 250, "full disks": 3, "acknowledged": 250},
+    short={"failed calls": 8, "failed starts": 1, "full disks": 1, "acknowledged": 10},
+    full={"failed calls": 250, "failed starts": 100, "full disks": 3, "acknowledged": 250},
     run=run,
     limit_s=(90, 1_200),
 )

@@ -2,7 +2,8 @@
 writer that counts its calls, and at the one that the file names fails as a disk would.
 
 The file has three numbers, of eight bytes each: how many calls are left before one fails (0: none does), how it fails
-(its place in `FAULTS`), and how often one has.
+(its place in `FAULTS`), and how often one has. What is done before the daemon serves is counted, too, from the first
+setting of a new connection on; what it reads by other connections is counted where reading is what fails.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from goosestack.cli import main
 from goosestack.store import Value
 from goosestack.store.sqlite import SqliteStore
 
-FAULTS = ("full", "failing", "failing, rolled back", "read-only", "without room", "with room")
+READING = "failing where it is read"
+FAULTS = ("full", "failing", "failing, rolled back", READING, "read-only", "without room", "with room")
 """`full`, `failing`: a call raises what SQLite does of a full disk, or of one with an I/O error; the transaction is
-then rolled back, or still there. The others are no errors of ours: from that call on, SQLite itself finds that it may
-not write, that it has no page left, or that it has room again."""
+then rolled back, or still there. `READING` is an I/O error of the connections that only read. The others are no errors
+of ours: from that call on, SQLite itself finds that it may not write, that it has no page left, or that it has room
+again."""
 
 _SIZE = 24
 
@@ -46,9 +49,11 @@ class Switch:
         """How often a call has failed."""
         return int(struct.unpack_from("<QQQ", self._memory)[2])
 
-    def next(self) -> str | None:
-        """Count a call: how it fails, if it does."""
+    def next(self, *, reads: bool = False) -> str | None:
+        """Count a call, of a connection that only reads or of the writer: how it fails, if it does."""
         left, fault, struck = struct.unpack_from("<QQQ", self._memory)
+        if reads != (FAULTS[fault] == READING):
+            return None
         if left == 1:
             struct.pack_into("<QQQ", self._memory, 0, 0, fault, struck + 1)
             return FAULTS[fault]
@@ -60,21 +65,29 @@ class Switch:
 class Failing:
     """A connection that fails when its switch says so."""
 
-    def __init__(self, real: sqlite3.Connection, switch: Switch) -> None:
-        self._real, self._switch = real, switch
+    def __init__(self, real: sqlite3.Connection, switch: Switch, *, reads: bool = False) -> None:
+        self._real, self._switch, self._reads = real, switch, reads
 
     @property
     def in_transaction(self) -> bool:
         return self._real.in_transaction
 
     def execute(self, sql: str, parameters: Sequence[Value] = (), /) -> sqlite3.Cursor:
-        fault = None if sql.startswith("ROLLBACK") else self._switch.next()
-        match fault:
+        if not sql.startswith("ROLLBACK"):
+            self._count()
+        return self._real.execute(sql, parameters)
+
+    def executescript(self, sql: str, /) -> sqlite3.Cursor:
+        self._count()
+        return self._real.executescript(sql)
+
+    def _count(self) -> None:
+        match fault := self._switch.next(reads=self._reads):
             case "full" | "failing, rolled back":
                 if self._real.in_transaction:
                     self._real.execute("ROLLBACK")
                 raise error_of(fault)
-            case "failing":
+            case "failing" | "failing where it is read":
                 raise error_of(fault)
             case "read-only":
                 self._real.execute("PRAGMA query_only = ON")
@@ -82,7 +95,6 @@ class Failing:
                 self._real.execute("PRAGMA max_page_count = 1")
             case "with room":
                 self._real.execute("PRAGMA max_page_count = 1000000")
-        return self._real.execute(sql, parameters)
 
     def close(self) -> None:
         self._real.close()
@@ -97,14 +109,17 @@ def error_of(fault: str) -> sqlite3.OperationalError:
 
 
 class FailingStore(SqliteStore):
-    """The store, with such a writer."""
+    """The store, with such connections."""
 
     def __init__(self, path: Path, **given: Any) -> None:
         self._switch = Switch(Path(sys.argv[1]))
         super().__init__(path, **given)
 
-    def _connect_writer(self) -> sqlite3.Connection:
-        return cast(sqlite3.Connection, Failing(super()._connect_writer(), self._switch))
+    def _open(self) -> sqlite3.Connection:
+        return cast(sqlite3.Connection, Failing(super()._open(), self._switch))
+
+    def _connect_reader(self) -> sqlite3.Connection:
+        return cast(sqlite3.Connection, Failing(super()._connect_reader(), self._switch, reads=True))
 
 
 if __name__ == "__main__":
