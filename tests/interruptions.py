@@ -2,7 +2,8 @@
 
 `House.open` opens the real parts, with the built-in upstream and the fake Stripe on loopback. `House.ask` is what the
 HTTP server would do with one request. An `Interruption` says in which coroutine, at which of its suspensions, which
-error is thrown in; it is driven there by hand, one step at a time, exactly as the event loop would but for that.
+error is thrown in; it is driven there by hand, one step at a time, exactly as the event loop would but for that. It
+notes where in the product the coroutine stood then, and which others were made meanwhile.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ import asyncio
 import json
 import logging
 import types
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import anyio
+import starlette
 
 from goosestack import accounts, admin, app, demo, ledger
 from goosestack.accounts import Principal
@@ -24,12 +28,15 @@ from goosestack.config import Config
 from goosestack.demo import stripe
 from goosestack.front import Front
 from goosestack.store import Tx
+from tests.awaits import ROOT, Place, standing_at
 from tests.tills import KEY, SECRET
 from tests.world import PRICES
 
 HANDLER = "Front.__call__"
 RELAY = "Relay.run"
 PATIENCE_S = 20.0
+DEMO = Path(demo.__file__).parent
+FRAMEWORK = (Path(starlette.__file__).parent, Path(anyio.__file__).parent)
 
 Throws = Callable[[], BaseException] | None
 """An error to throw in; None: the task is cancelled, as the event loop does it."""
@@ -38,20 +45,39 @@ HARSHER: dict[str, Throws] = {**ERRORS, "struck": asyncio.CancelledError}
 """The loop's own cancellation waits for a write that is on its way; this one does not even do that."""
 
 
+At = int | Place
+"""The number of a suspension, or where the product stands there first."""
+
+
 @dataclass(slots=True)
 class Interruption:
-    """What is thrown where: by a coroutine's name, and the number of its suspension. Only the first coroutine of each
-    name is interrupted, in the order in which they are made."""
+    """What is thrown where: by a coroutine's name, and which of its suspensions, each once. Only the first coroutine of
+    each name is interrupted, in the order in which they are made."""
 
-    plan: Mapping[tuple[str, int], Throws] = field(default_factory=dict)
+    plan: Mapping[tuple[str, At], Throws] = field(default_factory=dict)
     suspensions: Counter[str] = field(default_factory=Counter)
     struck: int = 0
     """How much of the plan has come about."""
-    watched: set[str] = field(default_factory=lambda: {HANDLER, RELAY})
+    watched: set[str] = field(init=False)
+    places: set[Place] = field(default_factory=set)
+    """Where the product stood when it was struck, in every function on the way down."""
+    seen: dict[str, set[Place]] = field(default_factory=lambda: defaultdict(set))
+    """Where each coroutine stood at its suspensions, in the innermost function."""
+    hit: dict[str, set[Place]] = field(default_factory=lambda: defaultdict(set))
+    """The same of those that were struck."""
+    made: set[str] = field(default_factory=set)
+    """The product's coroutines that became tasks, by name; and those of the framework that run it."""
+    _left: dict[tuple[str, At], Throws] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.watched = {name for name, _ in self.plan}
+        self._left = dict(self.plan)
 
     def task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **given: Any) -> asyncio.Task[Any]:
         """Make a task, as a loop's task factory."""
         name = coroutine.__qualname__
+        if _runs_the_product(getattr(coroutine, "cr_code", None)):
+            self.made.add(name)
         if name in self.watched:
             self.watched.discard(name)
             coroutine = self._driven(name, coroutine)
@@ -65,11 +91,8 @@ class Interruption:
         try:
             waits_for = coroutine.send(None)
             while True:
-                place = (name, self.suspensions[name])
-                self.suspensions[name] += 1
-                self.struck += place in self.plan
-                throws = self.plan.get(place)
-                if place in self.plan and throws is None:
+                strikes, throws = self._next(name, list(standing_at(coroutine)))
+                if strikes and throws is None:
                     asyncio.current_task().cancel()  # type: ignore[union-attr]
                 if throws is not None:
                     if isinstance(waits_for, asyncio.Future):
@@ -85,6 +108,27 @@ class Interruption:
         except StopIteration as ended:
             return ended.value
 
+    def _next(self, name: str, stands: list[Place]) -> tuple[bool, Throws]:
+        """Count a suspension; whether it is to be struck, and by what."""
+        number = self.suspensions[name]
+        self.suspensions[name] += 1
+        self.seen[name] |= set(stands[-1:])
+        either: list[At] = [number, *stands[-1:]]
+        for at in either:
+            if (name, at) in self._left:
+                self.struck += 1
+                self.places |= set(stands)
+                self.hit[name] |= set(stands[-1:])
+                return True, self._left.pop((name, at))
+        return False, None
+
+
+def _runs_the_product(code: types.CodeType | None) -> bool:
+    path = None if code is None else Path(code.co_filename)
+    if path is None or path.is_relative_to(DEMO):
+        return False
+    return any(path.is_relative_to(folder) for folder in (ROOT, *FRAMEWORK))
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -94,9 +138,9 @@ class Asked:
     path: str
     body: object = None
     headers: Mapping[str, str] = field(default_factory=dict)
-    reads: int = 10**9
-    """After how many pieces of the answer its caller goes."""
     address: str = "127.0.0.1"
+    pause_s: float = 0
+    """How long its caller takes to read what comes first."""
 
 
 @dataclass(slots=True)
@@ -107,6 +151,8 @@ class Told:
     body: bytes = b""
     whole: bool = False
     error: BaseException | None = None
+    over: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+    """Nothing more is to come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +172,8 @@ class House:
     parts: app.Parts
     front: Front
     operator: admin.Admin
+    till: stripe.Till
+    """The fake Stripe's side."""
 
     @classmethod
     @asynccontextmanager
@@ -134,7 +182,8 @@ class House:
         logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # what a fake says of a connection that was cut
         upstream = demo.make_app(openai_key="sk-test-key", anthropic_key="sk-ant-test-key")
         runner, port = await demo.start(upstream)
-        till_runner, till_port = await stripe.start(stripe.Till(KEY))
+        till = stripe.Till(KEY)
+        till_runner, till_port = await stripe.start(till)
         url, public = f"http://127.0.0.1:{port}", "https://llm.example.com"
         config = Config(
             db_path=folder / "test.db",
@@ -157,7 +206,7 @@ class House:
         try:
             async with app.running(config) as parts:
                 made = admin.Admin(parts.store, app.utc_now, parts.plans, parts.gateway, parts.cashier, parts.agents)
-                yield cls(parts, app.create_app(parts), made)
+                yield cls(parts, app.create_app(parts), made, till)
                 books = await parts.store.read(lambda tx: ledger.check(tx, full=True))
                 assert books.wrong == []
         finally:
@@ -172,6 +221,7 @@ class House:
         """Ask, interrupted; and, unless something else is under way, wait until nothing is any more."""
         told = Told()
         told.error = await self.run(self.front(_scope(asked), _receive(asked, told), _send(asked, told)), interruption)
+        told.over.set()
         if quiet:
             await self.quiet()
         return told
@@ -286,8 +336,7 @@ def _receive(asked: Asked, told: Told) -> Callable[[], Coroutine[Any, Any, dict[
         await asyncio.sleep(0)
         if pieces:
             return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
-        while not told.whole and told.error is None and asked.reads > 0:
-            await asyncio.sleep(0.001)
+        await told.over.wait()
         return {"type": "http.disconnect"}
 
     return receive
@@ -295,12 +344,14 @@ def _receive(asked: Asked, told: Told) -> Callable[[], Coroutine[Any, Any, dict[
 
 def _send(asked: Asked, told: Told) -> Callable[[Any], Coroutine[Any, Any, None]]:
     async def send(message: Any) -> None:
-        await asyncio.sleep(0)
+        await asyncio.sleep(0 if told.body else asked.pause_s)
         if message["type"] == "http.response.start":
             assert not told.status, "an answer is begun twice"
             told.status = message["status"]
         else:
             told.body += message.get("body", b"")
             told.whole = not message.get("more_body", False)
+            if told.whole:
+                told.over.set()
 
     return send

@@ -106,6 +106,7 @@ class Evm:
             header = self._chain.create_header_from_parent(
                 self.head.header,
                 timestamp=max(now, self.head.header.timestamp + 1),
+                gas_limit=GAS_LIMIT,  # which would shrink with every empty block
                 extra_data=self._marks.to_bytes(8, "big"),
             )
             chosen = self._choose(header)

@@ -7,8 +7,9 @@ Loaded in full alone, since the chain takes longer to start than the short form 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -20,8 +21,9 @@ from tests.chain.control import LocalChain, voucher_header
 from tests.chain.places import DAVE, PROVIDER_KEY
 from tests.channels import ADMIN, DEPTH
 from tests.interruptions import Asked, House, Resident
-from tests.proofs.interrupted import CHAT, RELAYED, VOUCHED, Prepare, Route, asking
+from tests.proofs.interrupted import CHAT, DRAIN_ARGS, DRAIN_JOBS, RELAYED, VOUCHED
 from tests.proofs.proof import Attempt
+from tests.proofs.siege import JOB, VERB, Besieged, Prepare, Route, asking, job_of, nothing, plainly, verb_of
 
 MORE = 50_000
 """Micro-USDC that each voucher adds: enough for a useful answer."""
@@ -56,6 +58,8 @@ class Dave:
     channel: bytes
     amount: int = 0
     nonces: count[int] = field(default_factory=lambda: count(1))
+    owing: list[bytes] = field(default_factory=list)
+    """Channels whose claims are interrupted."""
     addresses: count[int] = field(default_factory=count)
     """From how many he has asked for a close: one address may not do so often."""
 
@@ -106,7 +110,7 @@ class Dave:
     async def closing(self, _house: House, _alice: Resident) -> Asked:
         """A channel that was used, closed by its consumer."""
         channel = self.chain.open()
-        self.chain.mine(DEPTH)
+        self.mine()
         await self.buy(voucher_header(channel, MORE, 1))
         proof = DAVE.sign(self.agents.provider.domain.close_request_digest(channel))
         body = {"channelId": "0x" + channel.hex(), "signature": "0x" + proof.hex()}
@@ -114,6 +118,18 @@ class Dave:
         return Asked("POST", "/v1/close-channel", body, address=f"10.0.{high}.{low}")
 
     # --- what happens besides ---
+
+    def mine(self) -> None:
+        """What was sent is buried, and the house asks for it."""
+        self.chain.mine(DEPTH)
+        self.forget()
+
+    def forget(self) -> None:
+        """The house asks anew for the chain's head, which it keeps for two seconds, and which chain it is."""
+        chain = self.agents.provider.chain
+        chain._head = None
+        for node in chain.rpc._nodes:
+            node.same_chain_until = float("-inf")
 
     @property
     def agents(self) -> Any:
@@ -131,10 +147,22 @@ class Dave:
         assert (told.status, told.whole) == (200, True), f"it sells no more: {told}"
 
     async def owed(self) -> None:
-        """Something is to be claimed, and no earlier claim is under way."""
+        """Something is to be claimed, of a channel of which nothing was, and no earlier claim is under way. A claim is
+        of a whole voucher: what was claimed of a channel pays for many requests more."""
         await self.followed()
-        await self.buy(self.voucher())
+        channel = self.chain.open()
+        self.mine()
+        await self.buy(voucher_header(channel, MORE, 1))
+        self.owing.append(channel)
+        self.agents.collector.forced.clear()
         await self.agents.collector.force()
+        self.forget()
+
+    async def sent(self) -> None:
+        """A claim is under way, and buried by now."""
+        await self.owed()
+        await plainly(self.house, "claim", None)
+        self.mine()
 
     async def followed(self) -> None:
         """Every claim that is under way comes to its end."""
@@ -142,7 +170,7 @@ class Dave:
         for _ in range(MOST_TURNS):
             if await store.read(claims.under_way, domain) is None:
                 return
-            self.chain.mine(DEPTH)
+            self.mine()
             await self.agents.collector.turn()
         raise AssertionError("a claim does not come to its end")
 
@@ -158,9 +186,44 @@ class Dave:
             await self.agents.collector.force()
             await self.agents.claim(force=True)
             await self.followed()
-            if self.chain.claimed(self.channel) >= owed[self.channel]:
+            if all(self.chain.claimed(each) >= owed.get(each, 0) for each in (self.channel, *self.owing)):
                 break
+        left = [each.hex() for each in self.owing if self.chain.claimed(each) < owed.get(each, 0)]
+        attempt.must(left == [], f"{len(left)} of {len(self.owing)} channels are not paid: {left[:3]}")
         found = self.chain.claimed(self.channel)
         # a claim is of a voucher, which may be for more than was charged; the rest is the consumer's credit
         attempt.must(owed[self.channel] <= found <= self.amount, f"{owed[self.channel]} were charged, {found} are paid")
-        attempt.meet("a claim that was interrupted, and paid")
+        attempt.meet("a claim that was interrupted, and paid", len(self.owing))
+
+
+# --- the siege ------------------------------------------------------------------------------------------------
+
+
+async def siege(attempt: Attempt, kinds: Sequence[Sequence[str]]) -> Besieged:
+    """The same where vouchers are taken: what that adds."""
+    folder = attempt.folder / "agents"
+    folder.mkdir()
+    chain = LocalChain(folder)
+    try:
+        async with House.open(folder, **settings(chain)) as house:
+            dave, besieged = Dave.come(house, chain), Besieged(attempt, house)
+            routes, relays = dave.routes(), dave.relays()
+            covered = {route.template for route in routes}
+            every = {(method, path) for method, path, _ in app.DRAIN_ROUTES}
+            attempt.must(covered == every, f"not asked: {every - covered}")
+            for route in (*routes, *relays):
+                await besieged.route(route, relayed=route in relays)
+            for verb, args in DRAIN_ARGS.items():
+                await besieged.coroutine(
+                    VERB, verb, partial(verb_of, house, verb, args), dave.owed if verb == "drain_claim" else nothing
+                )
+            befores = {"a claim": dave.owed, "what became of a claim": dave.sent}
+            for name, job in DRAIN_JOBS.items():
+                make, plain = partial(job_of, house, job), partial(plainly, house, job)
+                await besieged.coroutine(JOB, name, make, befores.get(name, nothing), plain)
+            await besieged.pairs_of(relays[1], kinds)
+            await dave.paid(attempt)
+        attempt.expect("a claim that was interrupted, and paid", times=40)
+        return besieged
+    finally:
+        chain.close()
