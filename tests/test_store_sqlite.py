@@ -20,13 +20,14 @@ from typing import cast
 
 import pytest
 
-from goosestack.errors import Refusal, StoreUnavailable
+from goosestack.errors import NotYet, Refusal, StoreUnavailable
 from goosestack.store import Tx
 from goosestack.store.migrations import MIGRATIONS
 from goosestack.store.sqlite import (
     InUse,
     Lock,
     SqliteStore,
+    cannot_be_used,
     connect_read_only,
     integrity,
     migrate,
@@ -428,6 +429,19 @@ async def test_whoever_reads_from_a_disk_that_fails_is_told_what_a_writer_is(sto
         await store.read(names)
     store._connect_reader, store._local = connect, threading.local()  # type: ignore[method-assign]
     assert await store.read(names) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (sqlite3.OperationalError("disk I/O error"), NotYet),
+        (OSError("no space left on device"), NotYet),
+        (sqlite3.DatabaseError("database disk image is malformed"), Refusal),
+    ],
+)
+def test_what_may_pass_is_no_refusal_for_good(path: Path, error: Exception, kind: type[Refusal]) -> None:
+    refusal = cannot_be_used(path, error)
+    assert type(refusal) is kind and str(refusal) == f"{path} cannot be used: {error}"
 
 
 async def test_a_writer_that_fails_in_any_way_ends_the_process(path: Path) -> None:
