@@ -9,17 +9,24 @@ import time
 from dataclasses import replace
 
 import pytest
+import rlp as another  # type: ignore[import-untyped]
 from coincurve import PublicKey
 from hypothesis import given, settings, strategies as st
 
 from goosestack import errors
-from goosestack.drain import abi
+from goosestack.drain import abi, rlp
 from goosestack.drain.abi import MOST, Channel
 from goosestack.drain.signing import ORDER, Signer, checksum_address, keccak256, parse_address, recover
 from goosestack.drain.vouchers import Domain, Voucher, check, parse_channel_id, parse_voucher
 from goosestack.errors import Refusal, VoucherMalformed
 from tests.chain.control import voucher_header
 from tests.chain.places import DAVE, MALLORY, PROVIDER, V1, V2
+
+_limit = sys.getrecursionlimit()
+from eth_account import Account  # noqa: E402  # brings a library that sets the whole process's recursion limit
+from eth_account.messages import encode_typed_data  # noqa: E402
+
+sys.setrecursionlimit(_limit)
 
 POLYGON = Domain(137, V2)
 ONES = b"\x11" * 32
@@ -129,9 +136,6 @@ TYPES = {
 def test_what_eth_account_signs_is_what_is_read_here(
     chain_id: int, contract: bytes, channel_id: bytes, amount: int, nonce: int
 ) -> None:
-    from eth_account import Account
-    from eth_account.messages import encode_typed_data
-
     domain = {
         "name": "DrainChannel",
         "version": "1",
@@ -144,6 +148,34 @@ def test_what_eth_account_signs_is_what_is_read_here(
     signature = bytes(account.sign_message(encode_typed_data(full_message=typed)).signature)
     voucher = Voucher(channel_id, amount, nonce, signature)
     assert Domain(chain_id, contract).consumer_of(voucher) == bytes.fromhex(account.address[2:])
+
+
+numbers = st.integers(0, 2**64) | st.integers(0, 300)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, ORDER - 1), st.lists(numbers, min_size=6, max_size=6), st.binary(max_size=400))
+def test_a_transaction_is_to_the_byte_the_one_that_eth_account_makes(key: int, fields: list[int], data: bytes) -> None:
+    chain_id, nonce, gas, tip, more, value = fields
+    to = key.to_bytes(32, "big")[:20]
+    ours = Signer(f"{key:064x}").sign_transaction(
+        chain_id=chain_id, nonce=nonce, to=to, data=data, gas=gas, max_fee=tip + more, tip=tip, value=value
+    )
+    named = {"chainId": chain_id, "nonce": nonce, "gas": gas, "value": value, "data": data, "type": 2}
+    fees = {"maxFeePerGas": tip + more, "maxPriorityFeePerGas": tip}
+    theirs = Account.sign_transaction({**named, **fees, "to": checksum_address(to)}, f"0x{key:064x}")
+    assert ours == (bytes(theirs.raw_transaction), bytes(theirs.hash))
+
+
+nested = st.recursive(
+    st.binary(max_size=70) | st.integers(0, 2**80), lambda items: st.lists(items, max_size=8), max_leaves=60
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(nested | st.binary(min_size=250, max_size=70_000))
+def test_prefixes_are_written_as_another_library_writes_them(item: rlp.Item) -> None:
+    assert rlp.encode(item) == another.encode(item)  # eth-account's own
 
 
 @settings(max_examples=30, deadline=None)

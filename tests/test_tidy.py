@@ -49,7 +49,8 @@ FAMILIES: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ("mobile_chat",),
     ),
     "drain": (
-        ("", "prices", "signing"),
+        ("", "prices", "rlp"),
+        ("signing",),
         ("abi",),
         ("rpc", "vouchers"),
         ("chain",),
@@ -206,12 +207,13 @@ def test_the_web_framework_stays_at_the_door() -> None:
 
 
 def test_chains_are_known_in_one_folder() -> None:
-    libraries = ("coincurve", "eth_account", "eth_hash", "eth_keys", "eth_utils", "web3")
+    libraries = ("coincurve", "eth_account", "eth_hash", "eth_keys", "eth_utils", "rlp", "web3")
     assert tops({name for library in libraries for name in importers_of(library)}) == {"drain"}
 
 
 def test_nothing_of_chains_is_loaded_where_drain_is_off() -> None:
-    ask = "import sys, goosestack.cli; print(*sorted({'coincurve', 'eth_account', 'eth_hash'} & sys.modules.keys()))"
+    program = "import sys, goosestack.cli, goosestack.app, goosestack.server; "
+    ask = program + "print(*sorted({'coincurve', 'eth_hash', 'goosestack.drain'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 

@@ -164,17 +164,13 @@ class Claimer:
 
     def _sign(self, voucher: Voucher, nonce: int, gas: int, tip: int, max_fee: int, expected_wei: int) -> Transaction:
         raw, digest = self._signer.sign_transaction(
-            {
-                "type": 2,
-                "chainId": self._chain.domain.chain_id,
-                "nonce": nonce,
-                "to": checksum_address(self._chain.domain.contract),
-                "value": 0,
-                "data": _calldata(voucher),
-                "gas": gas,
-                "maxFeePerGas": max_fee,
-                "maxPriorityFeePerGas": tip,
-            }
+            chain_id=self._chain.domain.chain_id,
+            nonce=nonce,
+            to=self._chain.domain.contract,
+            data=_calldata(voucher),
+            gas=gas,
+            max_fee=max_fee,
+            tip=tip,
         )
         return Transaction(digest, raw, nonce, gas, max_fee, tip, expected_wei)
 

@@ -1,30 +1,24 @@
 """Keccak, addresses and recoverable secp256k1 signatures: all the cryptography that DRAIN needs.
 
 libsecp256k1 through coincurve, and never the pure-Python fallback of eth-keys: a check must cost well under a
-millisecond, because it runs in the event loop. eth-account signs transactions, where a millisecond does not matter.
+millisecond, because it runs in the event loop.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
-
 from coincurve import PrivateKey, PublicKey
 from eth_hash.auto import keccak
 
+from goosestack.drain import rlp
 from goosestack.errors import Refusal
-
-# eth-account brings a library that sets the whole process's recursion limit to 100,000 when it is imported. JSON that
-# is nested so deeply would then end the process instead of being refused, and anybody may send JSON.
-_limit = sys.getrecursionlimit()
-from eth_account import Account  # noqa: E402
-
-sys.setrecursionlimit(_limit)
 
 SIGNATURE_BYTES = 65
 ADDRESS_BYTES = 20
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 """The order of the group, from SEC 2. A signature's s and ORDER - s are both valid; chains take the lower one alone."""
+
+TYPE = b"\x02"
+"""What a transaction of EIP-1559 begins with (EIP-2718)."""
 
 
 def keccak256(data: bytes) -> bytes:
@@ -77,7 +71,7 @@ def _address_of(key: PublicKey) -> bytes:
 class Signer:
     """A private key: the provider's own, by which claims are sent and closes are agreed to. It never shows itself."""
 
-    __slots__ = ("_account", "_key", "address")
+    __slots__ = ("_key", "address")
 
     def __init__(self, private_key: str) -> None:
         """From 32 bytes in hexadecimal, `0x` or not. Raises Refusal, without the text."""
@@ -85,7 +79,6 @@ class Signer:
         if len(digits) != 64 or not set(digits) <= set(HEX) or not 0 < int(digits, 16) < ORDER:
             raise Refusal("the private key must be 64 hexadecimal digits, of a number below the order of secp256k1")
         self._key = PrivateKey(bytes.fromhex(digits))
-        self._account = Account.from_key(bytes.fromhex(digits))
         self.address = _address_of(self._key.public_key)
         """20 bytes."""
 
@@ -97,7 +90,13 @@ class Signer:
         signature = self._key.sign_recoverable(digest, hasher=None)
         return signature[:64] + bytes([27 + signature[64]])
 
-    def sign_transaction(self, fields: Mapping[str, object]) -> tuple[bytes, bytes]:
-        """What to send for a transaction, and its hash. The fields are named as in JSON-RPC, numbers as int."""
-        signed = self._account.sign_transaction(dict(fields))
-        return bytes(signed.raw_transaction), bytes(signed.hash)
+    def sign_transaction(
+        self, *, chain_id: int, nonce: int, to: bytes, data: bytes, gas: int, max_fee: int, tip: int, value: int = 0
+    ) -> tuple[bytes, bytes]:
+        """What to send for a transaction of EIP-1559, and its hash. The fees are in wei for a unit of gas, the value is
+        in wei."""
+        fields: list[rlp.Item] = [chain_id, nonce, tip, max_fee, gas, to, value, data, []]  # with no access list
+        signature = self.sign(keccak256(TYPE + rlp.encode(fields)))
+        r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:64], "big")
+        raw = TYPE + rlp.encode([*fields, signature[64] - 27, r, s])
+        return raw, keccak256(raw)

@@ -119,9 +119,8 @@ class LocalChain:
     def send(self, who: Signer, to: bytes, calldata: bytes, *, value: int = 0) -> str:
         """Send a transaction as somebody, with so many wei; its hash."""
         nonce = int(self.rpc("eth_getTransactionCount", checksum_address(who.address), "pending"), 16)
-        fields = {"type": 2, "chainId": self.chain_id, "nonce": nonce, "to": checksum_address(to), "value": value}
-        fees = {"gas": 400_000, "maxFeePerGas": 50 * GWEI, "maxPriorityFeePerGas": GWEI}
-        raw, _ = who.sign_transaction({**fields, "data": calldata, **fees})
+        fees = {"gas": 400_000, "max_fee": 50 * GWEI, "tip": GWEI}
+        raw, _ = who.sign_transaction(chain_id=self.chain_id, nonce=nonce, to=to, data=calldata, value=value, **fees)
         return str(self.rpc("eth_sendRawTransaction", "0x" + raw.hex()))
 
     def ask(self, to: bytes, calldata: bytes, who: Signer = DAVE) -> bytes:
