@@ -1,11 +1,10 @@
-"""Vouchers without a chain: how they are read, what is signed, whose signature counts, and what a check costs."""
+"""Vouchers without a chain: how they are read, what is signed, and whose signature counts."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import pytest
@@ -413,14 +412,3 @@ for decode in (json.loads, msgspec.json.decode):
 """
     done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.split()) == (0, ["refused", "refused"])
-
-
-# --- what it costs --------------------------------------------------------------------------------------------
-
-
-def test_a_check_costs_less_than_a_millisecond_of_cpu() -> None:
-    headers = [voucher_header(ONES, amount, amount) for amount in range(1, 201)]
-    started = time.process_time()
-    for header in headers:
-        check(parse_voucher(header), CHANNEL, POLYGON, PROVIDER.address, until=NOW)
-    assert (time.process_time() - started) / len(headers) < 0.001
