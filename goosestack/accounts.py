@@ -11,8 +11,8 @@ import os
 import secrets
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
+from goosestack.clock import written
 from goosestack.errors import Problem
 from goosestack.ledger import open_account
 from goosestack.plans import Membership
@@ -71,8 +71,7 @@ def payer_of(row: str) -> str:
 
 def born_at(id: str) -> str:
     """When an id was made, as all times are written: what is shown of a request is what it is sorted and found by."""
-    seconds, milliseconds = divmod(int(id.partition("_")[2][:12], 16), 1000)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{milliseconds:03d}Z"
+    return written(int(id.partition("_")[2][:12], 16))
 
 
 def hash_key(key: str) -> str:

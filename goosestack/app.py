@@ -9,12 +9,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
-import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +25,7 @@ from goosestack.api import Api, Health, limited
 from goosestack.auth import Identifier, Keys
 from goosestack.billing import Billing
 from goosestack.cashier import Cashier
+from goosestack.clock import utc_now
 from goosestack.config import Config, tokenizer_folder
 from goosestack.errors import Refusal, ShuttingDown, StoreUnavailable, UpstreamCut
 from goosestack.front import ASGI, Cors, Front, Problems, Receive, Scope, Send, WireEndpoint, http_problem
@@ -122,17 +120,6 @@ EXPOSED = (
     " x-drain-channel x-drain-error x-drain-required x-drain-provided x-payment-protocol x-payment-provider"
     " x-payment-contract x-payment-chain x-payment-signing x-payment-docs"
 ).split()
-
-
-def utc_now() -> str:
-    """Now, as all times are written: UTC, ISO 8601, milliseconds, `Z`."""
-    seconds, nanos = divmod(time.time_ns(), 1_000_000_000)
-    return f"{_second(seconds)}.{nanos // 1_000_000:03d}Z"
-
-
-@lru_cache(maxsize=2)
-def _second(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 @dataclass(slots=True)

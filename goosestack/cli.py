@@ -154,10 +154,10 @@ async def _demo_upstream(demo: Any) -> AsyncIterator[int]:
 
 
 async def _fund_demo(config: Config) -> Mapping[str, Any]:
-    from goosestack import admin, app
+    from goosestack import admin, clock
 
     async def call(verb: str, **args: object) -> Any:
-        return await admin.call(config.db_path, verb, args, app.utc_now)
+        return await admin.call(config.db_path, verb, args, clock.utc_now)
 
     user = await call("user_create", email="demo@example.com")
     await call("credit_grant", user=user["id"], cents=1000, note="demo", ref=None)
@@ -243,17 +243,17 @@ def show_config(as_json: bool) -> None:
 @JSON
 def prices(model: str | None, as_json: bool) -> None:
     """What is sold, by which provider, at which price (dollars per million tokens, markup included)."""
-    from goosestack import app, pricing, upstream, wiring
+    from goosestack import clock, pricing, upstream, wiring
 
     config = load()
     with _refusals():
         book = wiring.load_prices(config)
-    sold = upstream.Upstreams(wiring.providers_of(config), book).sold(app.utc_now()[:10])
+    sold = upstream.Upstreams(wiring.providers_of(config), book).sold(clock.utc_now()[:10])
     terms = wiring.policy_of(config).terms
     rows = []
     for provider, entry in sold:
         if model is None or model in (entry.id, *entry.aliases):
-            rate = entry.rates_of(pricing.STANDARD, app.utc_now()[:10])[0]
+            rate = entry.rates_of(pricing.STANDARD, clock.utc_now()[:10])[0]
             input_usd, output_usd = (pricing.per_million(picos, terms) for picos in (rate.input, rate.output))
             rows.append({"model": entry.id, "provider": provider.name, "input": input_usd, "output": output_usd})
     text = "\n".join(f"{row['model']:45} {row['provider']:11} {row['input']:>10} {row['output']:>10}" for row in rows)
@@ -321,16 +321,16 @@ def ask_all(verb: str, **args: object) -> Iterator[Any]:
 
 def _asked(config: Config, verb: str, args: Mapping[str, object]) -> Any:
     async def on_file() -> Any:
-        from goosestack import admin, app, wiring
+        from goosestack import admin, clock, wiring
 
         def cashier(store: Store) -> Cashier | None:
             till = wiring.till_of(config) if verb in ("stripe_reconcile", "stripe_setup") else None
             if till is None:
                 return None
-            return wiring.cashier_of(config, _plans(config), store, till, app.utc_now, _say_alert)
+            return wiring.cashier_of(config, _plans(config), store, till, clock.utc_now, _say_alert)
 
         plans = _plans(config) if verb.startswith("plan_") or verb == "check" else None
-        return await admin.on_file(config.db_path, verb, args, app.utc_now, plans, cashier, config.meters)
+        return await admin.on_file(config.db_path, verb, args, clock.utc_now, plans, cashier, config.meters)
 
     try:
         with _refusals():

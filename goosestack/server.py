@@ -16,7 +16,7 @@ from typing import Any, cast
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from goosestack import __version__, accounts, app
+from goosestack import __version__, accounts, app, clock
 from goosestack.errors import Malformed, NotYet
 from goosestack.front import dialect
 from goosestack.gateway import Gateway
@@ -93,7 +93,7 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         for sock in sockets or ():
             host, port = sock.getsockname()[:2]
-            self._parts.gateway.log.info("listening", app.utc_now(), host=host, port=port, version=__version__)
+            self._parts.gateway.log.info("listening", clock.utc_now(), host=host, port=port, version=__version__)
             self._ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
     @contextmanager

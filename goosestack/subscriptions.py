@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import msgspec
 
 from goosestack import plans
 from goosestack.accounts import set_paid_pro
+from goosestack.clock import written
 from goosestack.facts import Fact, disputes, facts_about, keep, keep_page, refunds
 from goosestack.notices import later, tell
 from goosestack.payments import (
@@ -351,7 +351,7 @@ def _note_terms(tx: Tx, terms: str) -> None:
 
 def iso(seconds: int) -> str:
     """Unix seconds, as all times are written."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+    return written(1000 * seconds)
 
 
 def running(tx: Tx, user_id: str) -> bool:

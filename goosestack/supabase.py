@@ -20,7 +20,6 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Protocol
 
@@ -32,6 +31,7 @@ from yarl import URL
 from goosestack import plans
 from goosestack.accounts import Principal, ensure_identity, find_identity
 from goosestack.auth import RawHeaders, credential as one_credential
+from goosestack.clock import written
 from goosestack.errors import NotAuthenticated, Problem, SignInUnavailable, TokenExpired
 from goosestack.http import Broken, Client, Lost, NotSent
 from goosestack.logs import redact_bytes
@@ -240,7 +240,7 @@ class PlanClaim:
 
 
 def _iso(seconds: int) -> str:
-    return datetime.fromtimestamp(max(0, min(seconds, _FAR_OFF)), UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+    return written(1000 * max(0, min(seconds, _FAR_OFF)))
 
 
 class Supabase:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from goosestack import accounts, autotopup, ledger, payments
-from goosestack.app import utc_now
 from goosestack.cashier import Cashier
+from goosestack.clock import utc_now
 from goosestack.errors import TillUnavailable
 from goosestack.notices import later
 from goosestack.payments import Payment, Terms

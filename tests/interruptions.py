@@ -22,7 +22,7 @@ from typing import Any
 import anyio
 import starlette
 
-from goosestack import accounts, admin, app, demo, ledger
+from goosestack import accounts, admin, app, clock, demo, ledger
 from goosestack.accounts import Principal
 from goosestack.config import Config
 from goosestack.demo import stripe
@@ -205,7 +205,7 @@ class House:
         )
         try:
             async with app.running(config) as parts:
-                made = admin.Admin(parts.store, app.utc_now, parts.plans, parts.gateway, parts.cashier, parts.agents)
+                made = admin.Admin(parts.store, clock.utc_now, parts.plans, parts.gateway, parts.cashier, parts.agents)
                 yield cls(parts, app.create_app(parts), made, till)
                 books = await parts.store.read(lambda tx: ledger.check(tx, full=True))
                 assert books.wrong == []
@@ -291,7 +291,7 @@ def _held(tx: Tx) -> list[tuple[Any, ...]]:
 
 
 def _resident(tx: Tx, cents: int) -> Resident:
-    now = app.utc_now()
+    now = clock.utc_now()
     user_id = accounts.create_user(tx, "alice@example.com", now)
     account_id = ledger.open_account(tx, user_id, "usd_cents", now)
     ledger.post(tx, account_id, "grant", user_id, cents, now)

@@ -16,7 +16,7 @@ import pytest
 from openai import OpenAI, RateLimitError
 
 from goosestack import plans
-from goosestack.app import utc_now
+from goosestack.clock import utc_now
 from tests.asking import Reply, ask, chat, connect, directed, opened
 from tests.crowd import all_at_once
 from tests.shell import operator_of

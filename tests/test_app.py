@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from goosestack import accounts, app, errors, ledger, usage
+from goosestack import accounts, app, clock, errors, ledger, usage
 from goosestack.accounts import Principal
 from goosestack.api import PAGE_ROWS, Table
 from goosestack.config import Config
@@ -45,7 +45,7 @@ async def opened(folder: Path) -> AsyncIterator[app.Parts]:
 
 
 def _sign_up(tx: Tx) -> tuple[Principal, str]:
-    made = accounts.sign_up(tx, "alice@example.com", "test", app.utc_now())
+    made = accounts.sign_up(tx, "alice@example.com", "test", clock.utc_now())
     found = accounts.find_principal(tx, accounts.hash_key(made["api_key"]))
     assert found is not None
     return found, made["api_key"]
@@ -152,7 +152,7 @@ async def test_room_on_a_disk_that_was_full_is_noticed_though_nobody_may_hold_an
         (pages,) = await parts.store.write(lambda tx: tx.execute("PRAGMA page_count").fetchone())
         await parts.store.write(lambda tx: tx.execute(f"PRAGMA max_page_count = {pages}").fetchone())
         with pytest.raises(errors.StoreUnavailable):
-            await parts.store.write(accounts.sign_up, "x" * 100_000, "test", app.utc_now())
+            await parts.store.write(accounts.sign_up, "x" * 100_000, "test", clock.utc_now())
         with pytest.raises(errors.StoreUnavailable):
             gateway.make_room(caller, {})
         await parts.store.write(lambda tx: tx.execute("PRAGMA max_page_count = 1000000").fetchone())
@@ -172,7 +172,7 @@ async def test_whoever_is_cancelled_before_anything_was_sent_reads_that_the_gate
     method: str, path: str, tmp_path: Path
 ) -> None:
     async with shop(tmp_path, 1000) as (parts, caller):
-        key = (await parts.store.write(accounts.create_key, caller.user_id, "more", app.utc_now()))["api_key"]
+        key = (await parts.store.write(accounts.create_key, caller.user_id, "more", clock.utc_now()))["api_key"]
         one = Exchange(method, path, key, body=None)
         one.takes.set()
         task = one.start(app.create_app(parts))
@@ -192,7 +192,7 @@ async def test_whoever_is_cancelled_after_something_was_sent_reads_that_it_may_h
     path: str, ask: Any, tmp_path: Path
 ) -> None:
     async with shop(tmp_path, 1000) as (parts, caller):
-        key = (await parts.store.write(accounts.create_key, caller.user_id, "more", app.utc_now()))["api_key"]
+        key = (await parts.store.write(accounts.create_key, caller.user_id, "more", clock.utc_now()))["api_key"]
         asked = ask(directed("Hi", fault="stall_headers", hang_s=0.5))
         one = Exchange("POST", path, key, json.dumps(asked).encode())
         one.takes.set()
@@ -219,7 +219,7 @@ async def test_whoever_is_cancelled_after_something_was_sent_reads_that_it_may_h
 def _use(tx: Tx, caller: Principal, count: int) -> None:
     """So many settled requests that cost nothing."""
     (process_id,) = tx.execute("SELECT max(id) FROM processes").fetchone()
-    now = app.utc_now()
+    now = clock.utc_now()
     for number in range(count):
         tx.execute(
             "INSERT INTO usage_log (id, user_id, process_id, wire, provider, model, status, quote, held, settled_seq,"

@@ -18,7 +18,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from goosestack import app, config, wiring
+from goosestack import clock, config, wiring
 from goosestack.errors import Refusal
 from goosestack.http import Client
 from tests.asking import ask, chat, directed
@@ -534,7 +534,7 @@ async def test_metering_that_makes_no_sense_is_refused(folder: Path, settings: d
     client = Client()
     try:
         with pytest.raises(Refusal) as refused:
-            wiring.sinks_of(config.load(settings, folder), client, app.utc_now)
+            wiring.sinks_of(config.load(settings, folder), client, clock.utc_now)
         assert str(refused.value).startswith(sentence)
         assert "canary" not in str(refused.value)
     finally:

@@ -15,7 +15,7 @@ import pytest
 
 from goosestack import plans
 from goosestack.accounts import ensure_identity, subject_of
-from goosestack.app import utc_now
+from goosestack.clock import utc_now
 from goosestack.errors import StoreUnavailable
 from goosestack.http import Client
 from goosestack.plan_table import FORGOTTEN_S, Place, PlanTable

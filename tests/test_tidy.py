@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PRODUCT = ROOT / "goosestack"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("", "errors", "postgrest", "standard_webhooks"),
+    ("", "clock", "errors", "postgrest", "standard_webhooks"),
     ("config", "wire", "store", "http", "logs", "metrics", "stream", "stripe_facts"),
     ("control", "ledger", "notices", "plans", "pricing", "tokenizer", "demo", "facts", "till"),
     ("accounts", "allowance", "limits", "sinks", "upstream"),

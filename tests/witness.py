@@ -19,7 +19,7 @@ from typing import Any
 import aiohttp
 
 from goosestack import admin, ledger
-from goosestack.app import utc_now
+from goosestack.clock import utc_now
 from goosestack.store.sqlite import connect_read_only
 from tests.mallory import CHAT, COUNT, MESSAGES, RESPONSES, WIRES, asks
 from tests.world import ANTHROPIC_KEY, OPENAI_KEY, Customer, World, until

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from goosestack import admin, ledger
-from goosestack.app import utc_now
+from goosestack.clock import utc_now
 from goosestack.config import options, setting
 from goosestack.store.sqlite import connect_read_only
 from tests import canaries

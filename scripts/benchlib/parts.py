@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any
 
 from benchlib.workload import MODEL, canned, chat_request
-from goosestack import accounts, app, costing, ledger, pricing, wiring
+from goosestack import accounts, clock, costing, ledger, pricing, wiring
 from goosestack.bidding import Bid, Policy, bid
 from goosestack.config import Config
 from goosestack.ledger import Charge, NewHold
@@ -144,7 +144,7 @@ def log_line(work: Path) -> Part:
 
     log = Log(writer=Nowhere())
     facts: dict[str, object] = {"id": "req_1", "user": "usr_1", "wire": "openai_chat", "ms": 12, "model": MODEL}
-    return lambda: log.info("request", app.utc_now(), **facts, reason="completed", cost_usd="0.01"), 1
+    return lambda: log.info("request", clock.utc_now(), **facts, reason="completed", cost_usd="0.01"), 1
 
 
 def voucher(work: Path) -> Part:

@@ -20,7 +20,7 @@ from typing import Any
 
 from aiohttp import web
 
-from goosestack import app, demo, ledger, notices, outbox, payments, wiring
+from goosestack import clock, demo, ledger, notices, outbox, payments, wiring
 from goosestack.demo import openmeter, supabase
 from goosestack.demo.postgrest import Table
 from goosestack.demo.supabase import Key, Project
@@ -165,7 +165,7 @@ class Town:
                     meter_webhook_url=urls["webhook"] + Hook.path,
                     meter_webhook_secret=HOOK_SECRET,
                 )
-                sinks = wiring.sinks_of(reporting, house.parts.gateway.client, app.utc_now)
+                sinks = wiring.sinks_of(reporting, house.parts.gateway.client, clock.utc_now)
                 yield cls(house, project, receivers, {sink.name: sink for sink in sinks}, busy)
 
     # --- who asks, and by which plan ---
@@ -250,7 +250,7 @@ class Town:
 
         def tell(tx: Tx) -> None:
             for kind in ("test.heard", UNHEARD):
-                notices.tell(tx, kind, {}, app.utc_now())
+                notices.tell(tx, kind, {}, clock.utc_now())
 
         await self.house.parts.store.write(tell)
 
@@ -258,7 +258,7 @@ class Town:
 
     async def used(self, name: str) -> None:
         """Three requests, which a meter is to report, after one that has reported all that was before."""
-        self.last = Meter(self.house.parts.store, self.sinks[name], self.house.parts.gateway, app.utc_now, chance())
+        self.last = Meter(self.house.parts.store, self.sinks[name], self.house.parts.gateway, clock.utc_now, chance())
         while await self.last.turn():
             pass
         new = [f"req_used{next(numbers):06}" for _ in range(3)]
@@ -275,9 +275,9 @@ class Town:
         alone, or one whose receiver refuses one of several."""
         store, sink = self.house.parts.store, self.sinks[name]
         meter = self.last if name == POISONED else None
-        meter = meter or Meter(store, sink, self.house.parts.gateway, app.utc_now, chance())
+        meter = meter or Meter(store, sink, self.house.parts.gateway, clock.utc_now, chance())
         task = asyncio.create_task(meter.run())
-        while not task.done() and not (meter._begun and not store.peek(outbox.due, sink, app.utc_now())):
+        while not task.done() and not (meter._begun and not store.peek(outbox.due, sink, clock.utc_now())):
             await asyncio.sleep(0.001)
         task.cancel()
         await asyncio.wait([task])
@@ -292,7 +292,7 @@ class Town:
         store = self.house.parts.store
         self.busy.clear()
         await self.used(name)
-        meter = Meter(store, self.sinks[name], self.house.parts.gateway, app.utc_now, chance())
+        meter = Meter(store, self.sinks[name], self.house.parts.gateway, clock.utc_now, chance())
         self.busy.clear()
         while await meter.turn():
             pass
@@ -361,7 +361,7 @@ def hearing() -> web.Application:
 
 
 def _use(tx: Tx, ids: Sequence[str], alice: Resident, process_id: int) -> None:
-    now = app.utc_now()
+    now = clock.utc_now()
     if payments.customer_of(tx, alice.id)[0] is None:
         payments.set_customer(tx, alice.id, f"cus_{alice.id}")
     for id in ids:
@@ -371,11 +371,11 @@ def _use(tx: Tx, ids: Sequence[str], alice: Resident, process_id: int) -> None:
 
 
 def _dead(tx: Tx) -> None:
-    outbox.begin(tx, "openmeter", app.utc_now())
+    outbox.begin(tx, "openmeter", clock.utc_now())
     tx.execute("DELETE FROM meter_events WHERE id = ?", (DEAD,))
     tx.execute(
         "INSERT INTO meter_events SELECT 'openmeter', ?, min(id), 1, '{}', 'dead', 'a test', NULL, ? FROM users",
-        (DEAD, app.utc_now()),
+        (DEAD, clock.utc_now()),
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from goosestack import accounts, app, autotopup, inbox, ledger, payments, stripe_facts
+from goosestack import accounts, autotopup, clock, inbox, ledger, payments, stripe_facts
 from goosestack.demo.stripe import customers
 from goosestack.demo.stripe.faults import Fault
 from goosestack.store import Tx
@@ -194,7 +194,7 @@ class Desk:
 
 
 def _short(tx: Tx, customer: str) -> str:
-    now = app.utc_now()
+    now = clock.utc_now()
     user = accounts.create_user(tx, "alice@example.com", now)
     payments.set_customer(tx, user, customer)
     ledger.open_account(tx, user, "usd_cents", now)
@@ -203,12 +203,12 @@ def _short(tx: Tx, customer: str) -> str:
 
 
 def _forget(tx: Tx, user_id: str) -> None:
-    autotopup.disable(tx, user_id, app.utc_now())
+    autotopup.disable(tx, user_id, clock.utc_now())
     tx.execute("DELETE FROM attempts")
 
 
 def _due(tx: Tx, made_at: str | None) -> None:
-    now = app.utc_now()
+    now = clock.utc_now()
     made = now if made_at is None else f"{made_at}T00:00:00.000Z"
     tx.execute("UPDATE attempts SET next_at = ?, asked_at = min(asked_at, ?)", (now, made))
 
@@ -216,5 +216,5 @@ def _due(tx: Tx, made_at: str | None) -> None:
 def _doubt(tx: Tx) -> None:
     event = stripe_facts.event_of({**refund(), "id": DOUBT})
     terms = payments.Terms(livemode=False)
-    inbox.keep_for_review(tx, event, "{}", "a test", terms, app.utc_now())
+    inbox.keep_for_review(tx, event, "{}", "a test", terms, clock.utc_now())
     tx.execute("UPDATE stripe_events SET status = 'review' WHERE id = ?", (DOUBT,))

@@ -24,7 +24,7 @@ from random import Random
 from typing import Any
 
 from goosestack import admin
-from goosestack.app import utc_now
+from goosestack.clock import utc_now
 from tests import faults
 from tests.faults import CASES, KINDS, Answer, Case, Leave
 from tests.proofs.proof import Attempt, Proof

@@ -22,8 +22,8 @@ from random import Random
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from goosestack import accounts, ledger, payments
-from goosestack.app import utc_now
 from goosestack.cashier import Cashier
+from goosestack.clock import utc_now
 from goosestack.payments import Payment, Terms
 from goosestack.store import Tx
 from goosestack.store.sqlite import SqliteStore, connect_read_only
