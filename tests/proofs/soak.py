@@ -335,6 +335,9 @@ def judge_use(attempt: Attempt, samples: list[Sample]) -> None:
         if attempt.full or what not in ("megabytes", "log"):  # a short run is all warming up
             story = f"{what} went from {before:,.4g} to {after:,.4g}, in {len(samples)} samples"
             attempt.must(after <= before + slack, story)
+    eighths = [samples[len(samples) * part // 8 : len(samples) * (part + 1) // 8] for part in range(8)]
+    course = " ".join(f"{median('megabytes', part):.1f}" for part in eighths if part)
+    attempt.figure(f"megabytes, by eighths of the time (medians): {course}")
     most = max(each.log for each in samples)
     attempt.figure(f"write-ahead log: {most / MEGABYTE:.1f} MB at most")
     attempt.must(most <= MOST_WAL_BYTES, f"the write-ahead log grew to {most:,} bytes")
