@@ -267,7 +267,8 @@ def test_a_node_that_is_behind_makes_no_channel_end(market: World, dave: Channel
     for which, number in (("latest", DEPTH + 1), ("0x", 1)):
         old = {**chain.rpc("eth_getBlockByNumber", "0x1", False), "number": hex(number), "timestamp": "0x1"}
         chain.fault("result", old, method="eth_getBlockByNumber", contains=which)
-    until(lambda: dave.buy(0) and "eth_getBlockByNumber" in chain.asked(), "the old block to be read")
+    before = chain.asked().count("eth_getBlockByNumber")  # the one from before may still count as the latest
+    until(lambda: dave.buy(0) and chain.asked().count("eth_getBlockByNumber") > before, "the old block to be read")
     chain.fault("error", {"code": 3, "message": "reverted", "data": "0x1e07dd94"}, method="eth_estimateGas")
     chain.fault("result", "0x" + "00" * 160, method="eth_call")
     assert claim(market) == []
