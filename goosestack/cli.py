@@ -9,14 +9,13 @@ What only some commands need they import themselves: one that asks a daemon is b
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import os
 import resource
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,69 +87,27 @@ async def _serve(config: Config, ready: Callable[[str], None]) -> None:
 
 
 async def _serve_demo(config: Config) -> None:
-    from goosestack import demo
+    from goosestack.demo import stage
 
     with tempfile.TemporaryDirectory(prefix="goosestack-demo-") as folder:
-        async with _demo_upstream(demo) as port, _demo_till(config) as (sells, send_webhooks_to):
+        async with stage.upstream() as answers, stage.till(config.public_url, config.port) as (sells, send_webhooks_to):
             config = replace(
                 config,
                 db_path=Path(folder) / "demo.db",
-                openai_api_key="sk-demo",
-                openai_base_url=f"http://127.0.0.1:{port}/v1",
-                anthropic_api_key="sk-ant-demo",
-                anthropic_base_url=f"http://127.0.0.1:{port}",
                 openrouter_api_key=None,
                 litellm_base_url=None,
                 notify_webhook_url=None,
                 meters=(),
+                **answers,
                 **sells,
             )
             made = await _fund_demo(config)
 
             def ready(address: str) -> None:
                 send_webhooks_to(f"{address}/billing/webhook")
-                click.echo(demo_text(address, made["api_key"], sells=bool(sells)))
+                click.echo(stage.welcome(address, made["api_key"], sells=bool(sells)))
 
             await _serve(config, ready)
-
-
-@asynccontextmanager
-async def _demo_till(config: Config) -> AsyncIterator[tuple[dict[str, Any], Callable[[str], None]]]:
-    """A Stripe with play money: the settings that sell there, and who is told where its events go. Nothing is sold
-    where Stripe's library is not installed."""
-    if importlib.util.find_spec("stripe") is None:
-        yield {"stripe_secret_key": None}, lambda url: None
-        return
-    from goosestack import accounts
-    from goosestack.demo import stripe
-
-    key, secret = f"sk_test_{accounts.new_id('')}", f"whsec_{accounts.new_id('')}"
-    till = stripe.Till(secret_key=key, webhook_url=None, webhook_secret=secret)
-    runner, port = await stripe.start(till)
-    home = config.public_url or f"http://127.0.0.1:{config.port or port}"
-    sells = {
-        "stripe_secret_key": key,
-        "stripe_webhook_secret": (secret,),
-        "stripe_pro_price_id": None,
-        "stripe_api_base": f"http://127.0.0.1:{port}",
-        "checkout_success_url": home,
-        "checkout_cancel_url": home,
-        "portal_return_url": home,
-    }
-    try:
-        yield sells, lambda url: till.send_webhooks_to(url, secret)
-    finally:
-        await runner.cleanup()
-
-
-@asynccontextmanager
-async def _demo_upstream(demo: Any) -> AsyncIterator[int]:
-    upstream_app = demo.make_app(openai_key="sk-demo", anthropic_key="sk-ant-demo", chunk_delay_s=0.03)
-    runner, port = await demo.start(upstream_app)
-    try:
-        yield port
-    finally:
-        await runner.cleanup()
 
 
 async def _fund_demo(config: Config) -> Mapping[str, Any]:
@@ -163,68 +120,6 @@ async def _fund_demo(config: Config) -> Mapping[str, Any]:
     await call("credit_grant", user=user["id"], cents=1000, note="demo", ref=None)
     made: Mapping[str, Any] = await call("key_create", user=user["id"], name="demo")
     return made
-
-
-def demo_text(address: str, key: str, *, sells: bool) -> str:
-    """What `serve --demo` prints: commands to paste."""
-    chat = '{"model":"gpt-5.4-mini","messages":[{"role":"user","content":"Hello"}]%s}'
-    responses = '{"model":"gpt-5.4-mini","input":"Hello"%s}'
-    messages = '{"model":"claude-haiku-4-5","max_tokens":200,"messages":[{"role":"user","content":"Hello"}]%s}'
-    stream = ',"stream":true'
-
-    def curl(path: str, body: str) -> str:
-        return (
-            f"curl -N {address}{path} -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' -d '{body}'"
-        )
-
-    buy = f"""
-Buy credits with play money, or Pro: open the url of the answer, pay there, and look at what it cost again.
-
-  {curl("/billing/checkout", '{"type":"credits","amount":1000}')}
-  {curl("/billing/checkout", '{"type":"pro"}')}
-"""
-    return f"""
-GooseStack is running at {address}, as a demo: every answer is canned, and comes from a built-in upstream, not from a
-model. No account is used anywhere; the database is thrown away at the end.
-
-Your key, with $10.00 of play money:
-
-  {key}
-
-OpenAI chat, plain and streamed:
-
-  {curl("/v1/chat/completions", chat % "")}
-  {curl("/v1/chat/completions", chat % stream)}
-
-OpenAI responses, plain and streamed:
-
-  {curl("/v1/responses", responses % "")}
-  {curl("/v1/responses", responses % stream)}
-
-OpenAI embeddings:
-
-  {curl("/v1/embeddings", '{"model":"text-embedding-3-small","input":"Hello"}')}
-
-Anthropic messages, plain and streamed:
-
-  {curl("/v1/messages", messages % "")}
-  {curl("/v1/messages", messages % stream)}
-
-What it cost:
-
-  curl {address}/v1/usage -H 'Authorization: Bearer {key}'
-{buy if sells else ""}
-OpenAI SDK:      export OPENAI_BASE_URL={address}/v1 OPENAI_API_KEY={key}
-Anthropic SDK:   export ANTHROPIC_BASE_URL={address} ANTHROPIC_API_KEY={key}
-Claude Code:     export ANTHROPIC_BASE_URL={address} ANTHROPIC_AUTH_TOKEN={key}
-Codex:           export GOOSESTACK_API_KEY={key}
-                 codex -c model_provider=goosestack -c model_providers.goosestack.name=GooseStack \\
-                   -c model_providers.goosestack.base_url={address}/v1 \\
-                   -c model_providers.goosestack.env_key=GOOSESTACK_API_KEY \\
-                   -c model_providers.goosestack.wire_api=responses -m gpt-5.5
-
-Stop with Ctrl-C.
-"""
 
 
 # --- settings and prices --------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ import click
 import pytest
 
 from goosestack import app, cli, config, errors, pricing
+from goosestack.demo import stage
 from goosestack.metrics import Metrics
 from goosestack.wire import mobile_chat
 from tests.asking import directed
@@ -232,7 +233,7 @@ MODEL = re.compile(r"""["' /](gpt-[\w.-]+|claude-\w+-[\d-]+|text-embedding-[\w-]
 def test_every_model_that_is_named_is_sold_and_will_be() -> None:
     """Here, and in what the demo prints: an example that stops working on some day is worse than none."""
     book = pricing.load((ROOT / "goosestack" / "prices.json").read_text(), file_block("prices.toml"))
-    named = set(MODEL.findall(code() + cli.demo_text("http://127.0.0.1:3000", "gsk_", sells=True)))
+    named = set(MODEL.findall(code() + stage.welcome("http://127.0.0.1:3000", "gsk_", sells=True)))
     assert len(named) >= 5
     for name in named:
         models = [book.find(provider, name) for provider in book.providers_of(name)]

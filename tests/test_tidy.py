@@ -79,6 +79,7 @@ FAMILIES: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ("stripe.control", "stripe.pages"),
         ("stripe.server",),
         ("stripe", "stripe.__main__"),
+        ("stage",),
     ),
 }
 """The same inside each folder."""
