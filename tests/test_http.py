@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 from yarl import URL
 
-from goosestack.http import Answer, Broken, Client, Lost
+from goosestack.http import Answer, Broken, Client, Exchange, Lost, NotSent
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 GOOD, BAD = b"5\r\nhello\r\n", b"many\r\n"
@@ -73,3 +73,58 @@ async def test_an_answer_that_ends_with_its_connection_is_whole() -> None:
     head = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n\r\n"
     async with asyncio.timeout(SOON_S), answered([head, b"hello ", b"you"], hangs_up=True) as answer:
         assert await answer.read(1024) == b"hello you"
+
+
+# --- what became of a request ---------------------------------------------------------------------------------
+
+WHOLE = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
+
+
+@asynccontextmanager
+async def keeping(requests: int) -> AsyncIterator[URL]:
+    """A server that answers so many requests of each connection, and hangs up on the next once it is there."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(requests):
+            await reader.readuntil(b"\r\n\r\n{}")
+            writer.write(WHOLE)
+        await reader.readuntil(b"\r\n\r\n{}")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    yield URL(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+    server.close()
+
+
+async def asked(client: Client, url: URL) -> tuple[Exchange, Lost | NotSent | None]:
+    """One request, its answer read to the end; what is known of it, and how it failed."""
+    exchange = Exchange()
+    try:
+        answer = await client.post(url, {}, b"{}", exchange)
+        await answer.read(1024)
+        answer.close()
+    except (Lost, NotSent) as error:
+        return exchange, error
+    return exchange, None
+
+
+async def test_what_is_lost_on_a_connection_that_was_idle_is_told_from_what_is_lost_on_a_new_one() -> None:
+    client = Client()
+    async with asyncio.timeout(SOON_S), keeping(2) as twice, keeping(0) as never:
+        assert await asked(client, twice) == (Exchange(sent=True, reused=False), None)
+        assert await asked(client, twice) == (Exchange(sent=True, reused=True), None)
+        exchange, lost = await asked(client, twice)
+        assert exchange == Exchange(sent=True, reused=True) and isinstance(lost, Lost) and lost.reused
+        assert await asked(client, twice) == (Exchange(sent=True, reused=False), None)
+        exchange, lost = await asked(client, never)
+        assert exchange == Exchange(sent=True, reused=False) and isinstance(lost, Lost) and not lost.reused
+        await client.close()
+
+
+async def test_where_there_is_no_connection_nothing_was_sent() -> None:
+    client = Client()
+    async with keeping(1) as url:
+        pass
+    exchange, error = await asked(client, url)
+    assert exchange == Exchange(sent=False, reused=False) and isinstance(error, NotSent)
+    await client.close()
