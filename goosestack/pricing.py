@@ -12,7 +12,7 @@ import json
 import re
 import tomllib
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence, Set as AbstractSet
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import ROUND_CEILING, Decimal, InvalidOperation
 from typing import Any
@@ -120,30 +120,20 @@ class Model:
     """Whether it takes one; what refuses it is not sent one by `POST /api/chat`."""
     by_operator: bool = False
     """Whether `prices.toml` prices it, which then also decides over a cost that the provider reports."""
-    _days: dict[str, dict[str, list[Rate]]] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """What was in force on the days that were asked for last: each request asks several times."""
 
-    def tiers(self, today: str) -> AbstractSet[str]:
+    def tiers(self, today: str) -> frozenset[str]:
         """The tiers that have a price today."""
-        return self._in_force(today).keys()
+        return frozenset(rate.tier for rate in self._in_force(today))
 
-    def rates_of(self, tier: str, today: str) -> Sequence[Rate]:
+    def rates_of(self, tier: str, today: str) -> list[Rate]:
         """The tier's rates in force today, by rising threshold."""
-        return self._in_force(today).get(tier, ())
+        return [rate for rate in self._in_force(today) if rate.tier == tier]
 
-    def _in_force(self, today: str) -> dict[str, list[Rate]]:
-        """By tier, the rates of the latest date that has come: a later set replaces an earlier one whole. A book's
-        rates are ordered by date, then threshold."""
-        known = self._days.get(today)
-        if known is None:
-            if len(self._days) > 1:  # a request that began yesterday asks for that
-                self._days.clear()
-            known = self._days[today] = {}
-            come = [rate for rate in self.rates if rate.since <= today]
-            for rate in come:
-                if rate.since == come[-1].since:
-                    known.setdefault(rate.tier, []).append(rate)
-        return known
+    def _in_force(self, today: str) -> tuple[Rate, ...]:
+        """The rates of the latest date that has come: a later set replaces an earlier one whole. A book's rates are
+        ordered by date, then threshold."""
+        come = [rate for rate in self.rates if rate.since <= today]
+        return tuple(rate for rate in come if rate.since == come[-1].since)
 
 
 @dataclass(frozen=True, slots=True)
