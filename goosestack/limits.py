@@ -21,9 +21,6 @@ from goosestack.errors import RateLimited
 LONGEST_RETRY_S = 60
 """SDKs sleep as long as `retry-after` says, some without any bound."""
 
-MOST_NAMES = 10_000
-"""Names counted before those whose windows have passed are forgotten."""
-
 
 @dataclass(slots=True)
 class _Counts:
@@ -35,12 +32,18 @@ class _Counts:
 
 
 class Windows(MemoryStorage):
-    """Counts by name, for one event loop: nothing here waits, so that nothing need be locked."""
+    """Counts by name, for one event loop: nothing here waits, so that nothing need be locked. All names have windows of
+    one length."""
 
     def __init__(self) -> None:
         super().__init__()
         self._counts: dict[str, _Counts] = {}
-        self._most = MOST_NAMES
+        self._window = 0
+        """The one in which a name began last."""
+
+    def __len__(self) -> int:
+        """How many names are counted."""
+        return len(self._counts)
 
     def acquire_sliding_window_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
         """Count `amount` more, unless that is above the limit."""
@@ -55,16 +58,18 @@ class Windows(MemoryStorage):
         window, passed = divmod(time.time(), expiry)
         counts = self._counts.get(key)
         if counts is None:
-            counts = self._begin(key, int(window), expiry)
+            counts = self._begin(key, int(window))
         elif counts.window != window:
             counts.before = counts.now if counts.window == window - 1 else 0
             counts.window, counts.now = int(window), 0
         return counts.before, expiry - passed if counts.before else 0.0, counts.now, 2 * expiry - passed
 
-    def _begin(self, key: str, window: int, expiry: int) -> _Counts:
-        if len(self._counts) >= self._most:
-            self._counts = {name: counts for name, counts in self._counts.items() if counts.window >= window - 1}
-            self._most = max(MOST_NAMES, 2 * len(self._counts))
+    def _begin(self, key: str, window: int) -> _Counts:
+        """Count a new name; with the first of a window, those whose own have passed are forgotten."""
+        if window != self._window:
+            last = (window - 1, window)
+            self._counts = {name: counts for name, counts in self._counts.items() if counts.window in last}
+            self._window = window
         counts = self._counts[key] = _Counts(window)
         return counts
 

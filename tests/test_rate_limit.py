@@ -4,11 +4,12 @@ that is about it."""
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 
 from goosestack.errors import RateLimited
-from goosestack.limits import LONGEST_RETRY_S, RateLimit, address_bucket
+from goosestack.limits import LONGEST_RETRY_S, RateLimit, Windows, address_bucket
 from tests.world import PATIENCE_S
 
 ENDLESS_S = 10**9
@@ -65,6 +66,20 @@ async def test_when_the_window_has_passed_requests_are_admitted_again() -> None:
     assert 3 <= await hits(limit, "alice", 10) < 10
     async with asyncio.timeout(PATIENCE_S):
         while not await hits(limit, "alice", 1):
+            await asyncio.sleep(0.05)
+
+
+async def test_names_whose_windows_have_passed_are_forgotten() -> None:
+    """In half an hour in which keys came and went, a daemon had gathered a name for each of them."""
+    windows = Windows()
+    for number in range(1_000):
+        windows.acquire_sliding_window_entry(f"old {number}", 1, 1)
+    assert len(windows) > 500  # one window may have ended meanwhile
+    async with asyncio.timeout(PATIENCE_S):
+        for number in itertools.count():
+            windows.acquire_sliding_window_entry(f"new {number}", 1, 1)
+            if len(windows) < 200:
+                break
             await asyncio.sleep(0.05)
 
 
