@@ -16,7 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from goosestack import ledger, payments
-from goosestack.notices import later, tell
+from goosestack.clock import later
+from goosestack.notices import tell
 from goosestack.payments import Payment, Terms
 from goosestack.store import Tx
 

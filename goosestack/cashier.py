@@ -12,10 +12,10 @@ from typing import Any
 
 from goosestack import autotopup, inbox, payments, stripe_facts
 from goosestack.autotopup import Attempt
+from goosestack.clock import later
 from goosestack.errors import StoreUnavailable
 from goosestack.inbox import Touched
 from goosestack.ledger import LedgerError
-from goosestack.notices import later
 from goosestack.payments import Payment, Terms
 from goosestack.store import Store, Tx
 from goosestack.stripe_facts import EVENTS, Checkout, Event, Intent, News, Unreadable

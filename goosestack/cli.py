@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from goosestack import __version__, config as settings, control
+from goosestack import __version__, clock, config as settings, control
 from goosestack.config import Config
 from goosestack.errors import NotYet, Refusal
 
@@ -111,7 +111,7 @@ async def _serve_demo(config: Config) -> None:
 
 
 async def _fund_demo(config: Config) -> Mapping[str, Any]:
-    from goosestack import admin, clock
+    from goosestack import admin
 
     async def call(verb: str, **args: object) -> Any:
         return await admin.call(config.db_path, verb, args, clock.utc_now)
@@ -138,7 +138,7 @@ def show_config(as_json: bool) -> None:
 @JSON
 def prices(model: str | None, as_json: bool) -> None:
     """What is sold, by which provider, at which price (dollars per million tokens, markup included)."""
-    from goosestack import clock, pricing, upstream, wiring
+    from goosestack import pricing, upstream, wiring
 
     config = load()
     with _refusals():
@@ -216,7 +216,7 @@ def ask_all(verb: str, **args: object) -> Iterator[Any]:
 
 def _asked(config: Config, verb: str, args: Mapping[str, object]) -> Any:
     async def on_file() -> Any:
-        from goosestack import admin, clock, wiring
+        from goosestack import admin, wiring
 
         def cashier(store: Store) -> Cashier | None:
             till = wiring.till_of(config) if verb in ("stripe_reconcile", "stripe_setup") else None
@@ -289,10 +289,9 @@ def user_pro(user_name: str, until: str, as_json: bool) -> None:
 def _time(text: str, option: str) -> str:
     try:
         moment = datetime.fromisoformat(text)
-        moment = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+        return clock.at(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
     except (ValueError, OverflowError):  # in UTC, it may be beyond the year 9999
         raise click.BadParameter(f"{text} is no date as 2026-12-31", param_hint=option) from None
-    return moment.isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 @main.group()

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
 from goosestack import payments, subscriptions
-from goosestack.notices import later, tell
+from goosestack.clock import later
+from goosestack.notices import tell
 from goosestack.payments import Payment, Review, Terms
 from goosestack.store import Tx
 from goosestack.stripe_facts import (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import time
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -35,15 +36,17 @@ class Windows(MemoryStorage):
     """Counts by name, for one event loop: nothing here waits, so that nothing need be locked. All names have windows of
     one length."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
         super().__init__()
+        self._clock = clock
         self._counts: dict[str, _Counts] = {}
         self._window = 0
         """The one in which a name began last."""
 
-    def __len__(self) -> int:
-        """How many names are counted."""
-        return len(self._counts)
+    @property
+    def names(self) -> Set[str]:
+        """Those that are counted."""
+        return self._counts.keys()
 
     def acquire_sliding_window_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
         """Count `amount` more, unless that is above the limit."""
@@ -55,7 +58,7 @@ class Windows(MemoryStorage):
 
     def get_sliding_window(self, key: str, expiry: int) -> tuple[int, float, int, float]:
         """The count of the last window and the seconds for which it counts, and the same of this one."""
-        window, passed = divmod(time.time(), expiry)
+        window, passed = divmod(self._clock(), expiry)
         counts = self._counts.get(key)
         if counts is None:
             counts = self._begin(key, int(window))
@@ -67,8 +70,8 @@ class Windows(MemoryStorage):
     def _begin(self, key: str, window: int) -> _Counts:
         """Count a new name; with the first of a window, those whose own have passed are forgotten."""
         if window != self._window:
-            last = (window - 1, window)
-            self._counts = {name: counts for name, counts in self._counts.items() if counts.window in last}
+            near = range(window - 1, window + 2)  # the next as well: a clock may be set back
+            self._counts = {name: counts for name, counts in self._counts.items() if counts.window in near}
             self._window = window
         counts = self._counts[key] = _Counts(window)
         return counts

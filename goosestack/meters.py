@@ -17,7 +17,8 @@ from email.utils import parsedate_to_datetime
 from typing import Protocol
 
 from goosestack import outbox
-from goosestack.outbox import MOST_RETRY_AFTER_S, MOST_WAIT_S, Batch, later
+from goosestack.clock import later
+from goosestack.outbox import MOST_RETRY_AFTER_S, MOST_WAIT_S, Batch
 from goosestack.sinks import Event, Rejected, Sink, Unavailable, unix
 from goosestack.store import Store
 

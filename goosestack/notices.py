@@ -12,11 +12,12 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from yarl import URL
 
 from goosestack import standard_webhooks
+from goosestack.clock import later
 from goosestack.http import Broken, Client, Lost, NotSent
 from goosestack.store import Store, Tx
 
@@ -26,12 +27,6 @@ WAITS_S = (5, 60, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400)
 TIMEOUT_S = 10.0
 BATCH = 20
 _MOST_ANSWER = 64 * 1024
-
-
-def later(now: str, seconds: float) -> str:
-    """A time, as all are written, so many seconds after another."""
-    moment = datetime.fromisoformat(now) + timedelta(seconds=seconds)
-    return moment.isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 def tell(tx: Tx, kind: str, data: dict[str, object], now: str) -> None:

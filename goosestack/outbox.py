@@ -16,10 +16,10 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from goosestack.accounts import payer_of
+from goosestack.clock import later
 from goosestack.sinks import AHEAD_S, Event, Sink, Unavailable, Usage, unix
 from goosestack.sinks.openmeter import OpenMeter
 from goosestack.sinks.stripe_meter import StripeMeter
@@ -47,12 +47,6 @@ class Batch:
     untouched: list[str] = field(default_factory=list)
     """Sent in vain: the receiver cannot have accepted them."""
     failure: Unavailable | None = None
-
-
-def later(now: str, seconds: float) -> str:
-    """A time so many seconds after another, as all times are written."""
-    moment = datetime.fromisoformat(now) + timedelta(seconds=seconds)
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 # --- a meter's verbs ------------------------------------------------------------------------------------------

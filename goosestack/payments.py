@@ -13,8 +13,9 @@ from dataclasses import dataclass, fields
 
 from goosestack import ledger
 from goosestack.accounts import new_id
+from goosestack.clock import later
 from goosestack.facts import Fact, disputes, facts_about, keep, keep_first, keep_page, page_about, refunds
-from goosestack.notices import later, tell
+from goosestack.notices import tell
 from goosestack.plans import Plans
 from goosestack.store import Tx
 from goosestack.stripe_facts import Charged, Checkout, Dispute, Intent, Refund

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from goosestack import clock
 from goosestack.store import Tx
 
 FREE = "free"
@@ -217,7 +218,8 @@ class Period:
 def month(now: str) -> Period:
     """The month (UTC) that a time is in."""
     moment = datetime.fromisoformat(now).astimezone(UTC)
-    return Period(f"{moment:%Y-%m}", _iso(_months_later(moment.replace(hour=0, minute=0, second=0), 1, day=1)))
+    midnight = moment.replace(hour=0, minute=0, second=0, microsecond=0)
+    return Period(f"{moment:%Y-%m}", clock.at(_months_later(midnight, 1, day=1)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,12 +238,12 @@ def own_period(paid: Paid, now: str) -> Period:
     more for the rest of one, does not begin another. Until the next is paid for, the last one goes on."""
     end, moment = datetime.fromisoformat(paid.to), datetime.fromisoformat(now)
     if end <= moment:
-        return Period(_iso(end), paid.until)
+        return Period(clock.at(end), paid.until)
     day = max(datetime.fromisoformat(paid.since).day, end.day)  # of those from the 31st, one may end on the 30th
     back = (end.year - moment.year) * 12 + end.month - moment.month + 1
     while (ends := _months_later(end, -back, day)) <= moment:
         back -= 1
-    return Period(_iso(ends), _iso(ends))
+    return Period(clock.at(ends), clock.at(ends))
 
 
 def _months_later(moment: datetime, months: int, day: int) -> datetime:
@@ -249,10 +251,6 @@ def _months_later(moment: datetime, months: int, day: int) -> datetime:
     year, month0 = divmod(moment.year * 12 + moment.month - 1 + months, 12)
     day = min(day, monthrange(year, month0 + 1)[1])
     return moment.replace(year=year, month=month0 + 1, day=day)
-
-
-def _iso(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
 
 
 # --- who has which --------------------------------------------------------------------------------------------

@@ -16,9 +16,9 @@ import msgspec
 
 from goosestack import plans
 from goosestack.accounts import set_paid_pro
-from goosestack.clock import written
+from goosestack.clock import later, written
 from goosestack.facts import Fact, disputes, facts_about, keep, keep_page, refunds
-from goosestack.notices import later, tell
+from goosestack.notices import tell
 from goosestack.payments import (
     CURRENCY,
     Change,

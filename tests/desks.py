@@ -12,9 +12,8 @@ from typing import Any
 
 from goosestack import accounts, autotopup, ledger, payments
 from goosestack.cashier import Cashier
-from goosestack.clock import utc_now
+from goosestack.clock import later, utc_now
 from goosestack.errors import TillUnavailable
-from goosestack.notices import later
 from goosestack.payments import Payment, Terms
 from goosestack.store import Tx
 from goosestack.store.sqlite import SqliteStore, connect_read_only

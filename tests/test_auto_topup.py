@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from goosestack import autotopup, ledger, payments
+from goosestack.clock import later
 from goosestack.facts import Fact, keep
-from goosestack.notices import later
 from goosestack.payments import Payment
 from tests.bookings import NOW, Bookings
 from tests.desks import TOPUPS, Desk

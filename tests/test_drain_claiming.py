@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
+from hexbytes import HexBytes
 
 from goosestack.drain import abi
 from goosestack.drain.chain import Chain
@@ -28,6 +29,7 @@ from goosestack.errors import ChainUnknown
 from goosestack.http import Client
 from tests.chain.control import DOLLAR, GWEI, LocalChain, voucher_header
 from tests.chain.places import MALLORY, PROVIDER, USDC, V2
+from tests.other_accounts import Account, TypedTransaction
 
 DEPTH = 2
 
@@ -91,10 +93,6 @@ async def test_a_second_claim_pays_the_difference(chain: LocalChain, ours: Claim
 async def test_the_transaction_is_the_one_that_eth_account_would_make(chain: LocalChain, ours: Claimer) -> None:
     what = voucher(chain.open(), DOLLAR)
     transaction = await ours.prepare(what, 7)
-    from eth_account import Account
-    from eth_account.typed_transactions.typed_transaction import TypedTransaction
-    from hexbytes import HexBytes
-
     assert Account.recover_transaction(transaction.raw) == checksum_address(PROVIDER.address)
     fields = TypedTransaction.from_bytes(HexBytes(transaction.raw)).as_dict()
     assert fields["chainId"] == 137

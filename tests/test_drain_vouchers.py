@@ -20,12 +20,7 @@ from goosestack.drain.vouchers import Domain, Voucher, check, parse_channel_id, 
 from goosestack.errors import Refusal, VoucherMalformed
 from tests.chain.control import voucher_header
 from tests.chain.places import DAVE, MALLORY, PROVIDER, V1, V2
-
-_limit = sys.getrecursionlimit()
-from eth_account import Account  # noqa: E402  # brings a library that sets the whole process's recursion limit
-from eth_account.messages import encode_typed_data  # noqa: E402
-
-sys.setrecursionlimit(_limit)
+from tests.other_accounts import Account, encode_typed_data
 
 POLYGON = Domain(137, V2)
 ONES = b"\x11" * 32

@@ -81,19 +81,28 @@ WHOLE = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
 
 
 @asynccontextmanager
-async def keeping(requests: int) -> AsyncIterator[URL]:
-    """A server that answers so many requests of each connection, and hangs up on the next once it is there."""
+async def keeping(requests: int) -> AsyncIterator[tuple[Client, URL]]:
+    """A server that answers so many requests of each connection, and hangs up on the next once it is there; and who
+    asks it."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        for _ in range(requests):
+        try:
+            for _ in range(requests):
+                await reader.readuntil(b"\r\n\r\n{}")
+                writer.write(WHOLE)
             await reader.readuntil(b"\r\n\r\n{}")
-            writer.write(WHOLE)
-        await reader.readuntil(b"\r\n\r\n{}")
+        except asyncio.IncompleteReadError:
+            pass  # whoever asked has gone
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    yield URL(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
-    server.close()
+    server, client = await asyncio.start_server(serve, "127.0.0.1", 0), Client()
+    try:
+        async with asyncio.timeout(SOON_S):
+            yield client, URL(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+    finally:
+        await client.close()
+        server.close()
+        await server.wait_closed()
 
 
 async def asked(client: Client, url: URL) -> tuple[Exchange, Lost | NotSent | None]:
@@ -108,23 +117,33 @@ async def asked(client: Client, url: URL) -> tuple[Exchange, Lost | NotSent | No
     return exchange, None
 
 
+def lost(exchange: Exchange, error: Lost | NotSent | None, *, reused: bool) -> bool:
+    """Whether it was sent over such a connection, and lost there."""
+    return exchange == Exchange(sent=True, reused=reused) and isinstance(error, Lost) and error.reused is reused
+
+
 async def test_what_is_lost_on_a_connection_that_was_idle_is_told_from_what_is_lost_on_a_new_one() -> None:
-    client = Client()
-    async with asyncio.timeout(SOON_S), keeping(2) as twice, keeping(0) as never:
-        assert await asked(client, twice) == (Exchange(sent=True, reused=False), None)
-        assert await asked(client, twice) == (Exchange(sent=True, reused=True), None)
-        exchange, lost = await asked(client, twice)
-        assert exchange == Exchange(sent=True, reused=True) and isinstance(lost, Lost) and lost.reused
-        assert await asked(client, twice) == (Exchange(sent=True, reused=False), None)
-        exchange, lost = await asked(client, never)
-        assert exchange == Exchange(sent=True, reused=False) and isinstance(lost, Lost) and not lost.reused
-        await client.close()
+    async with keeping(2) as (client, url):
+        assert await asked(client, url) == (Exchange(sent=True, reused=False), None)
+        assert await asked(client, url) == (Exchange(sent=True, reused=True), None)
+        assert lost(*await asked(client, url), reused=True)
+        assert await asked(client, url) == (Exchange(sent=True, reused=False), None)
+    async with keeping(0) as (client, url):
+        assert lost(*await asked(client, url), reused=False)
+
+
+async def test_requests_that_are_under_way_at_once_are_told_apart() -> None:
+    async with keeping(1) as (client, url):
+        assert await asked(client, url) == (Exchange(sent=True, reused=False), None)
+        first, *others = await asyncio.gather(*(asked(client, url) for _ in range(3)))
+        assert lost(*first, reused=True)
+        assert others == [(Exchange(sent=True, reused=False), None)] * 2
 
 
 async def test_where_there_is_no_connection_nothing_was_sent() -> None:
-    client = Client()
-    async with keeping(1) as url:
+    async with keeping(1) as (_, url):
         pass
+    client = Client()
     exchange, error = await asked(client, url)
-    assert exchange == Exchange(sent=False, reused=False) and isinstance(error, NotSent)
     await client.close()
+    assert exchange == Exchange(sent=False, reused=False) and isinstance(error, NotSent)

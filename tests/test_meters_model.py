@@ -17,6 +17,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from goosestack import outbox
+from goosestack.clock import later
 from goosestack.demo.openmeter import OpenMeter as FakeOpenMeter
 from goosestack.meters import Meter
 from goosestack.outbox import MeterError
@@ -190,13 +191,13 @@ class MeteringMachine(RuleBasedStateMachine):
     @rule(name=SINK, ago_s=st.sampled_from([10.0, HOUR_S, 20 * HOUR_S, 30 * HOUR_S]))
     def replay(self, name: str, ago_s: float) -> None:
         db, now = self.till.books.db, self.till.clock.now()
-        after, oldest = outbox.reach(db, outbox.later(now, -ago_s))
+        after, oldest = outbox.reach(db, later(now, -ago_s))
         try:
             outbox.replay(db, name, after, oldest, now, force=False)
             self.first[name] = min(self.first[name], after)
             self.replayed.add(name)
         except MeterError:
-            assert name not in self.first or name == "stripe_meter" or oldest < outbox.later(now, -23 * HOUR_S)
+            assert name not in self.first or name == "stripe_meter" or oldest < later(now, -23 * HOUR_S)
 
     # --- what must be so ---
 

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from goosestack import ledger, notices
-from goosestack.notices import WAITS_S, later
+from goosestack.clock import later
+from goosestack.notices import WAITS_S
 from tests.bookings import NOW, Bookings
 from tests.shops import Shop
 from tests.tills import SECRET as TILL_SECRET

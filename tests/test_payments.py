@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 
 from goosestack import autotopup, inbox, ledger, payments, stripe_facts, subscriptions
+from goosestack.clock import later
 from goosestack.facts import Fact
-from goosestack.notices import delivered, later, tell_of_low_balances
+from goosestack.notices import delivered, tell_of_low_balances
 from goosestack.payments import Payment, fold
 from goosestack.stripe_facts import Event, Intent
 from tests.bookings import CUSTOMER, MONTH_S, NOW, START, Bookings, charge, checkout, dispute, intent, invoice, refund

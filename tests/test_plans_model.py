@@ -20,8 +20,9 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from goosestack import allowance, ledger, outbox, plans
+from goosestack import allowance, ledger, plans
 from goosestack.accounts import Principal
+from goosestack.clock import later
 from goosestack.ledger import COUNTS, Charge, NewHold
 from goosestack.meters import Meter
 from goosestack.payers import AllowanceFunding, CreditFunding, Funding, OverageFunding
@@ -325,7 +326,7 @@ class PlansMachine(RuleBasedStateMachine):
     @rule(user=USER, plan=PLAN, days=st.none() | st.sampled_from([-1, 0.5, 1, 5, 40]))
     def assign(self, user: str, plan: str, days: float | None) -> None:
         now = self.clock.now()
-        until = None if days is None else outbox.later(now, days * DAY_S)
+        until = None if days is None else later(now, days * DAY_S)
         plans.assign(self.db, user, plan, until, now)
         self.model.assigned[user].append((now, plan, until))
 
@@ -343,12 +344,12 @@ class PlansMachine(RuleBasedStateMachine):
         now, paid = self.clock.now(), self.model.paid[user]
         last = max((to for (of, _), (to, until) in paid.items() if of == subscription and until > now), default=None)
         if last is None or not on:
-            to = outbox.later(now, days * DAY_S)[:-5] + ".000Z"
+            to = later(now, days * DAY_S)[:-5] + ".000Z"
         elif days == 1:  # for the rest of the month that runs
             to = last
         else:
             to = next_month(last)
-        paid[subscription, price] = to, outbox.later(to, grace * DAY_S)[:-5] + ".000Z"
+        paid[subscription, price] = to, later(to, grace * DAY_S)[:-5] + ".000Z"
         self._fold(user, subscription)
 
     @rule(user=USER, subscription=st.sampled_from(["sub_1", "sub_2"]))

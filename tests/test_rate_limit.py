@@ -4,7 +4,6 @@ that is about it."""
 from __future__ import annotations
 
 import asyncio
-import itertools
 
 import pytest
 
@@ -69,18 +68,42 @@ async def test_when_the_window_has_passed_requests_are_admitted_again() -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_names_whose_windows_have_passed_are_forgotten() -> None:
+class Clock:
+    """A time that is given."""
+
+    def __init__(self) -> None:
+        self.now = 60_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_names_are_forgotten_once_the_window_after_theirs_has_passed_and_not_before() -> None:
     """In half an hour in which keys came and went, a daemon had gathered a name for each of them."""
-    windows = Windows()
+    clock = Clock()
+    windows = Windows(clock)
     for number in range(1_000):
-        windows.acquire_sliding_window_entry(f"old {number}", 1, 1)
-    assert len(windows) > 500  # one window may have ended meanwhile
-    async with asyncio.timeout(PATIENCE_S):
-        for number in itertools.count():
-            windows.acquire_sliding_window_entry(f"new {number}", 1, 1)
-            if len(windows) < 200:
-                break
-            await asyncio.sleep(0.05)
+        assert windows.acquire_sliding_window_entry(f"old {number}", 1, 60)
+    clock.now += 60  # the first moment of the next: all of the last still counts
+    assert windows.acquire_sliding_window_entry("new", 1, 60)
+    assert not windows.acquire_sliding_window_entry("old 1", 1, 60)
+    assert len(windows.names) == 1_001
+    clock.now += 60
+    assert windows.acquire_sliding_window_entry("newer", 1, 60)
+    assert windows.names == {"old 1", "new", "newer"}  # and whoever has asked since
+
+
+def test_a_clock_that_is_set_back_across_the_end_of_a_window_makes_nobody_forgotten() -> None:
+    clock = Clock()
+    windows = Windows(clock)
+    assert windows.acquire_sliding_window_entry("alice", 1, 60)
+    clock.now -= 0.01
+    assert windows.acquire_sliding_window_entry("bob", 1, 60)
+    clock.now += 0.02
+    assert not windows.acquire_sliding_window_entry("alice", 1, 60)
+    clock.now -= 365 * 86_400
+    assert windows.acquire_sliding_window_entry("carol", 1, 60)
+    assert windows.names == {"carol"}
 
 
 @pytest.mark.parametrize(("window_s", "seconds"), [(0.2, 1), (1, 1), (1.4, 1), (60, 60), (3600, 3600)])

@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from goosestack.notices import later
+from goosestack.clock import later
 from goosestack.stripe_facts import EVENTS, LATEST, Event, Invoice, Unreadable, open_event, read, read_object
 from goosestack.subscriptions import iso
 from tests.bookings import (

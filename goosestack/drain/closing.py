@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
 
+from goosestack.clock import later
 from goosestack.drain import claims
 from goosestack.drain.paying import Provider
 from goosestack.drain.rpc import unknown
@@ -60,7 +60,7 @@ class Closer:
             raise ChannelNotFound()
         channel = replace(channel, unburied=latest.claimed)
         now = self.now()
-        idle_since = None if proof is not None else _earlier(now, self.idle_s)
+        idle_since = None if proof is not None else later(now, -self.idle_s)
         final = await self.store.write(claims.freeze, provider.domain, channel, idle_since, now)
         if final is None:
             idle = f"it must be idle for {self.idle_s} s, or the request signed by its consumer"
@@ -68,8 +68,3 @@ class Closer:
             raise CloseRefused(reason=reason, headers={"retry-after": str(max(1, self.idle_s))})
         signature = provider.domain.authorize_close(provider.signer, channel_id, final)
         return Close(channel_id, final, signature)
-
-
-def _earlier(moment: str, seconds: int) -> str:
-    earlier = datetime.fromisoformat(moment) - timedelta(seconds=seconds)
-    return earlier.isoformat(timespec="milliseconds")[:-6] + "Z"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-Item = int | bytes | Sequence["Item"]
+Item = int | bytes | list["Item"]
 """A number that is not negative, bytes, or a list of items."""
 
 

@@ -1,4 +1,4 @@
-"""Keccak, addresses and recoverable secp256k1 signatures: all the cryptography that DRAIN needs.
+"""Keccak, addresses, recoverable secp256k1 signatures and signed transactions: all the cryptography that DRAIN needs.
 
 libsecp256k1 through coincurve, and never the pure-Python fallback of eth-keys: a check must cost well under a
 millisecond, because it runs in the event loop.
@@ -17,8 +17,8 @@ ADDRESS_BYTES = 20
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 """The order of the group, from SEC 2. A signature's s and ORDER - s are both valid; chains take the lower one alone."""
 
-TYPE = b"\x02"
-"""What a transaction of EIP-1559 begins with (EIP-2718)."""
+EIP_1559 = b"\x02"
+"""What a transaction of this kind begins with (EIP-2718)."""
 
 
 def keccak256(data: bytes) -> bytes:
@@ -96,7 +96,7 @@ class Signer:
         """What to send for a transaction of EIP-1559, and its hash. The fees are in wei for a unit of gas, the value is
         in wei."""
         fields: list[rlp.Item] = [chain_id, nonce, tip, max_fee, gas, to, value, data, []]  # with no access list
-        signature = self.sign(keccak256(TYPE + rlp.encode(fields)))
+        signature = self.sign(keccak256(EIP_1559 + rlp.encode(fields)))
         r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:64], "big")
-        raw = TYPE + rlp.encode([*fields, signature[64] - 27, r, s])
+        raw = EIP_1559 + rlp.encode([*fields, signature[64] - 27, r, s])
         return raw, keccak256(raw)
