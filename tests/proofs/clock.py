@@ -116,7 +116,8 @@ def iso(seconds: float) -> str:
 def jump(attempt: Attempt, voyage: Voyage, to: int) -> None:
     """The clock is set while streams are half-way; everything is tried at the new time."""
     world, ahead = voyage.world, to > voyage.clock.offset_s
-    body = chat(directed("Hi", words=60, delay_ms=40), stream=True, max_tokens=100)  # each is looked at once a second
+    words = 60 if attempt.full else 35  # each stream is looked at once a second
+    body = chat(directed("Hi", words=words, delay_ms=40), stream=True, max_tokens=100)
     known = {row["id"] for row in world.rows()}
 
     def running() -> int:

@@ -26,6 +26,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from random import Random
 
 from goosestack.control import VerbError
 from tests.asking import Reply, ask, chat, directed, message
@@ -254,10 +255,10 @@ def every_call(attempt: Attempt, bench: Bench) -> None:
 
 
 @contextmanager
-def in_flight(bench: Bench, count: int) -> Iterator[list[Future[Reply]]]:
+def in_flight(bench: Bench, count: int, words: int = 40) -> Iterator[list[Future[Reply]]]:
     """So many streams that have begun; their answers are there at the end. Where something is refuted before it, their
     daemon is killed: one that cannot settle would have them wait for ever."""
-    body = chat(directed("Hi", words=40, delay_ms=40), stream=True, max_tokens=100)
+    body = chat(directed("Hi", words=words, delay_ms=40), stream=True, max_tokens=100)
     with ThreadPoolExecutor(count) as pool:
         start = len(bench.world.rows())
         streams = [
@@ -284,7 +285,7 @@ def no_page_left(attempt: Attempt, bench: Bench) -> None:
     (see `small_disk`): what finds none must wait for it, with its end withheld, and then be billed. A run of the short
     form in which three of four waited, and which waited for them before it gave room, hung.
     """
-    with in_flight(bench, 4) as streams:
+    with in_flight(bench, 4, words=40 if attempt.full else 25) as streams:
         bench.switch.arm(1, "without room")
         statuses = [sign_up(bench).status]
         while statuses[-1] == 201 and len(statuses) < 400:  # until the pages that it has are full
@@ -383,24 +384,30 @@ def fill(blob: Path) -> None:
 
 
 def run(attempt: Attempt) -> None:
-    """Failing calls, failing starts, then full disks; and in the end what was answered is looked for."""
+    """Failing calls, and failing starts beside them, then full disks; in the end what was answered is looked for."""
     attempt.expect(*(f"a disk that is {fault}" for fault in FAULTS))
-    attempt.expect("a refusal", "a commit of unknown outcome", "no page left")
+    attempt.expect("a refusal", "a commit of unknown outcome")
     if attempt.full:
         attempt.must(os.geteuid() == 0, "no small disk can be filled: that takes root, who may mount one")
-        attempt.expect("no byte left", "a file that may only be read", "a small disk", "a start that was refused")
+        attempt.expect("a small disk", "a start that was refused")
         attempt.expect("a settlement that waited", "a request that was sent, and is in the log", times=10)
     folder = attempt.folder / "house"
     folder.mkdir()
     upstream = Upstream(folder)
     bench_world = World(folder, upstream, FailingDaemon(folder, upstream.url, **SETTINGS))
     bench = Bench(bench_world, bench_world.customer(1_000_000, pro=True))
-    with bench.world.closing():
+    with bench.world.closing(), ThreadPoolExecutor(1) as beside:
+        starts = beside.submit(every_start, attempt, Random(attempt.random.random()))
         every_call(attempt, bench)
-        every_start(attempt, upstream)
-        ends = [no_byte_left, read_only]
-        for way in (no_page_left, *(ends if attempt.full else [attempt.random.choice(ends)])):
-            way(attempt, bench)
+        starts.result()
+        heads = attempt.random.random() < 0.5  # in short, the one or the other two
+        if attempt.full or heads:
+            attempt.expect("no page left")
+            no_page_left(attempt, bench)
+        if attempt.full or not heads:
+            attempt.expect("no byte left", "a file that may only be read")
+            no_byte_left(attempt, bench)
+            read_only(attempt, bench)
         attempt.must(bench.missing() == [], "; ".join(bench.missing()[:3]))
         attempt.count("acknowledged", sum(map(len, bench.answered.values())))
     if attempt.full:

@@ -384,7 +384,7 @@ def judge_money(soak: Soak) -> None:
 PROOF = Proof(
     name="soak",
     claim="Mixed load and faults for half an hour: flat memory, files, threads and log; no drift of the books.",
-    short={"seconds": 4},
+    short={"seconds": 3},
     full={"seconds": 1_800},
     run=run,
     limit_s=(120, 3_600),

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterable
+from random import Random
 
 from tests.asking import chat, directed, opened
 from tests.proofs.bench import EVERY, FAULTS, MOST_CALLS, SETTINGS, Bench, FailingDaemon
@@ -51,24 +52,27 @@ def at_the_start(attempt: Attempt, world: World, books: str, fault: str, places:
         attempt.must(False, f"a start with {books}, {fault}: after {MOST_CALLS:,} calls there is no end of them")
 
 
-def every_start(attempt: Attempt, upstream: Upstream) -> None:
-    """Every start with each fault at each call; in short, one of them. The books that were left have open holds."""
-    for books in BOOKS if attempt.full else [attempt.random.choice(BOOKS)]:
+def every_start(attempt: Attempt, chance: Random) -> None:
+    """Every start with each fault at each call; in short, one of them. The books that were left have open holds. What
+    it draws, it draws by itself, so that it may go on beside something else."""
+    for books in BOOKS if attempt.full else [chance.choice(BOOKS)]:
         folder = attempt.folder / books.replace(" ", "-")
         folder.mkdir()
+        upstream = Upstream(folder)
         world = World(folder, upstream, FailingDaemon(folder, upstream.url, **SETTINGS))
         bench = Bench(world, world.customer(100_000))
         try:
-            chosen = FAULTS if attempt.full else [attempt.random.choice(FAULTS)]
+            chosen = FAULTS if attempt.full else [chance.choice(FAULTS)]
             for fault in chosen:
                 if books != BOOKS[0]:
                     leave_open(bench)
-                at_the_start(attempt, world, books, fault, EVERY if attempt.full else [attempt.random.randrange(1, 8)])
+                at_the_start(attempt, world, books, fault, EVERY if attempt.full else [chance.randrange(1, 8)])
             world.daemon.program.stop(signal.SIGKILL)
             world.daemon.start()
             world.check()
         finally:
             world.daemon.program.stop(signal.SIGKILL)
+            upstream.program.stop(signal.SIGKILL)
 
 
 def leave_open(bench: Bench) -> None:
