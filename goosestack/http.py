@@ -62,7 +62,7 @@ class Exchange:
 
 
 _EXCHANGE: ContextVar[Exchange] = ContextVar("exchange")
-"""Of the request that the running task makes."""
+"""Of the request that the running task makes; none where a library makes its own (`session_for`)."""
 
 AT_ONCE_S = 1.0
 """A reused connection that breaks within this time had been closed by the other side, unread."""

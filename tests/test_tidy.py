@@ -214,7 +214,7 @@ def test_chains_are_known_in_one_folder() -> None:
 
 def test_nothing_of_chains_is_loaded_where_drain_is_off() -> None:
     program = "import sys, goosestack.cli, goosestack.app, goosestack.server; "
-    ask = program + "print(*sorted({'coincurve', 'eth_hash', 'goosestack.drain'} & sys.modules.keys()))"
+    ask = program + "print(*sorted({'coincurve', 'eth_account', 'eth_hash', 'goosestack.drain'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 
